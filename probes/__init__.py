@@ -1,0 +1,47 @@
+"""What each layer knows: linear classifier probes on any PyTorch model.
+
+    from probes import ProbeSet
+
+    with ProbeSet(model, layers=["layer*.*", "layer1.0.add"], num_classes=1000) as probes:
+        for x, y in loader:
+            ...                                      # your training step, unchanged
+            probes.step(y)                           # every probe advances on the features just seen
+        result = probes.evaluate(valid_loader)       # error, loss and standard errors per layer
+"""
+
+from .errors import ProbeError
+from .probe_set import ProbeSet, default_forward
+from .reduction import Auto, Flatten, Pool, Positions, Project, Reduction, Subset, Token, parse_reduction
+from .results import ProbeResult, Reading, Reference
+from .selection import HookPoint, Pattern, Selection
+from .streams import preserved_random_state, random_subset
+from .survey import hook_points
+from .targets import Classification, MultiLabel, Regression, Target
+
+__all__ = [
+    "Auto",
+    "Classification",
+    "Flatten",
+    "HookPoint",
+    "MultiLabel",
+    "Pattern",
+    "Pool",
+    "Positions",
+    "ProbeError",
+    "ProbeResult",
+    "ProbeSet",
+    "Project",
+    "Reading",
+    "Reduction",
+    "Reference",
+    "Regression",
+    "Selection",
+    "Subset",
+    "Target",
+    "Token",
+    "default_forward",
+    "hook_points",
+    "parse_reduction",
+    "preserved_random_state",
+    "random_subset",
+]

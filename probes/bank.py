@@ -1,0 +1,370 @@
+"""The bank: linear classifiers on many layers, trained together on the batch just seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from .errors import ProbeError
+from .labels import Labels
+from .tally import Tally
+from .targets import Regression, Target
+
+__all__ = ["Bank", "ProbeSpec"]
+
+_CONSTANT = 1e-6  # a feature that varies less than this share of its mean is rounding noise
+_MOMENTUM = 0.01  # weight of a new batch in the running statistics, after the first hundred
+_CHECK_EVERY = 100  # steps between looks at a GPU's fault flags, each of which waits for the GPU
+_SCORE_MOMENTUM = 0.02
+
+
+@dataclass(frozen=True)
+class ProbeSpec:
+    """The input of one layer's probes: `size` features, one row per example or per position."""
+
+    layer: str
+    size: int
+    positions: tuple[int, ...] = ()
+
+
+class Bank:
+    """Softmax (or logistic, or linear) regressions on standardised features, trained by Adam.
+
+    Probes of equal input shape form a group and advance in one batched product. Their gradients are
+    written out (for a softmax: D = (p - one_hot) / n, dW = D^T X), so no autograd graph exists that could
+    reach the model. Standardisation is folded into the weights: the features are read, never rewritten.
+
+    Rows are averaged over the batch, and over the processes of `process_group` if one is given.
+    """
+
+    def __init__(
+        self,
+        targets: Mapping[str, Target],
+        lrs: Sequence[float],
+        process_group: dist.ProcessGroup | None = None,
+    ):
+        self.targets = dict(targets)
+        self.lrs = tuple(lrs)
+        self.groups: list[_Group] = []
+        self._process_group = process_group
+        self._optimizer: torch.optim.Adam | None = None
+        self._units: dict[str, torch.Tensor] = {}  # of regression targets: (2, width), shift and scale
+        self._label_fault = torch.zeros((), dtype=torch.bool)
+        self.steps = 0
+
+    # -- which probes -------------------------------------------------------------------------------
+
+    @property
+    def specs(self) -> dict[str, ProbeSpec]:
+        """The layers that have probes."""
+        return {
+            layer: ProbeSpec(layer, g.size, g.positions) for g in self.groups for layer in g.layers
+        }
+
+    def add(self, specs: Sequence[ProbeSpec], device: torch.device) -> None:
+        """Give these layers probes, untrained: all weights zero, so every answer is equally likely."""
+        shapes: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+        for spec in specs:
+            shapes.setdefault((spec.size, spec.positions), []).append(spec.layer)
+        width = sum(target.width for target in self.targets.values())
+        for (size, positions), layers in shapes.items():
+            self._adopt(_Group(layers, size, positions, width, len(self.lrs), len(self.targets), device))
+
+    def _adopt(self, group: _Group) -> None:
+        self.groups.append(group)
+        if self._optimizer is None:
+            fused = group.mean.device.type in ("cpu", "cuda")
+            empty = [{"params": [], "lr": lr} for lr in self.lrs]
+            self._optimizer = torch.optim.Adam(empty, fused=fused)
+        for r, param_group in enumerate(self._optimizer.param_groups):
+            param_group["params"] += [group.weights[r], group.biases[r]]
+
+    # -- training -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, features: Mapping[str, torch.Tensor], labels: Labels) -> None:
+        """Advance every probe by one step of Adam on the mean loss over these rows.
+
+        Raises:
+            ProbeError: for features or labels that are not finite or out of range; on a GPU up to 100
+                steps later, the probes concerned standing still meanwhile.
+        """
+        self._label_fault = labels.fault | self._label_fault.to(labels.fault.device)
+        for name, target in self.targets.items():
+            if isinstance(target, Regression) and name not in self._units:
+                self._units[name] = self._fix_units(labels.values[name].flatten(0, -2))
+        for group in self.groups:
+            x = group.gather(features)
+            group.prepare(x, self._sum)
+            self._set_gradients(group, x, labels)
+        on_gpu = any(group.mean.is_cuda for group in self.groups)
+        if not on_gpu or self.steps % _CHECK_EVERY == 0:
+            self.raise_faults()
+        assert self._optimizer is not None
+        self._optimizer.step()
+        self.steps += 1
+        for group in self.groups:
+            group.steps += 1
+
+    def _set_gradients(self, group: _Group, x: torch.Tensor, labels: Labels) -> None:
+        weight, bias = group.folded()
+        logits = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))  # (G, rows, outputs)
+        gradient = torch.empty_like(logits)
+        column = 0
+        for probe, (name, target) in enumerate(list(self.targets.items()) * len(self.lrs)):
+            y, counted = labels.rows(name, group.positions, group.layers[0])
+            block = slice(column, column := column + target.width)
+            loss, d = target.loss_and_gradient(logits[..., block], self._standard(name, y))
+            rows = self._sum(counted.sum().float()).clamp(min=1)
+            loss = loss.masked_fill(~counted, 0).sum(1) / rows
+            group.note_loss(probe, self._sum(loss))
+            group.fault |= ~loss.isfinite()
+            gradient[..., block] = d.masked_fill_(~counted[..., None], 0).div_(rows)
+        group.set_gradients(gradient, x, self._sum, group.fault)
+
+    def _fix_units(self, y: torch.Tensor) -> torch.Tensor:
+        """Shift and scale (2, width) that standardise the first batch's values, so that one rate suits all."""
+        n = self._sum(torch.full((), float(len(y)), device=y.device))
+        mean = self._sum(y.sum(0)) / n
+        std = (self._sum((y - mean).square().sum(0)) / n).sqrt()
+        return torch.stack([mean, torch.where(std > 0, std, torch.ones_like(std))])
+
+    def _standard(self, name: str, y: torch.Tensor) -> torch.Tensor:
+        if name not in self._units:
+            return y
+        shift, scale = self._units[name].to(y.device)
+        return (y - shift) / scale
+
+    def _sum(self, value: torch.Tensor) -> torch.Tensor:
+        if self._process_group is not None:
+            dist.all_reduce(value, group=self._process_group)
+        return value
+
+    def raise_faults(self) -> None:
+        """Raise what went wrong in the steps so far, if anything did; waits for a GPU.
+
+        Raises:
+            ProbeError: naming the layers.
+        """
+        if bool(self._label_fault):
+            self._label_fault = torch.zeros_like(self._label_fault)
+            raise ProbeError(
+                f"labels in one of the last {_CHECK_EVERY} steps are out of range for {self.targets}; check "
+                "the labels that the loader gives."
+            )
+        layers = [
+            layer
+            for group in self.groups
+            for layer, fault in zip(group.layers, group.fault.tolist(), strict=True)
+            if fault
+        ]
+        for group in self.groups:
+            group.fault.zero_()
+        if layers:
+            raise ProbeError(
+                f"the features of layer {layers[0]!r} are NaN or infinite"
+                + (f" (and those of {len(layers) - 1} more: {', '.join(layers[1:4])})" if layers[1:] else "")
+                + "; its probe was not changed by them. Look for overflow or divergence in the model, or "
+                "leave the layer out."
+            )
+
+    # -- measuring ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def measure(self, features: Mapping[str, torch.Tensor], labels: Labels, tallies: dict[Any, Tally]) -> None:
+        """Add these rows' metrics to `tallies`, one per (layer, target): values (lrs, metrics)."""
+        for group in self.groups:
+            present = [i for i, layer in enumerate(group.layers) if layer in features]
+            if not present:
+                continue
+            x = group.gather(features, present)
+            weight, bias = group.folded()
+            logits = torch.baddbmm(bias[present][:, None], x, weight[present].transpose(1, 2))
+            if not bool(logits.isfinite().all()):
+                group.fault[present] |= ~logits.isfinite().all(2).all(1)
+                self.raise_faults()
+            blocks = logits.split([t.width for t in self.targets.values()] * len(self.lrs), dim=2)
+            for t, (name, target) in enumerate(self.targets.items()):
+                y, counted = labels.rows(name, group.positions, group.layers[0])
+                outputs = torch.stack(blocks[t :: len(self.targets)])  # (lrs, G, rows, width)
+                if name in self._units:
+                    shift, scale = self._units[name].to(outputs.device)
+                    outputs = outputs * scale + shift
+                values = torch.stack([target.measure(o, y) for o in outputs])  # (lrs, metrics, G, rows)
+                by_example = values.unflatten(3, (labels.examples, -1))
+                for position, i in enumerate(present):
+                    tally = tallies.setdefault((group.layers[i], name), Tally())
+                    tally.add(by_example[:, :, position], counted.view(labels.examples, -1))
+
+    def best_lr(self, layer: str, target: str) -> int:
+        """Index of the learning rate with the lowest score: running training loss, or validation loss."""
+        group, i = self._find(layer)
+        t = list(self.targets).index(target)
+        return int(group.score[i, t :: len(self.targets)].argmin())
+
+    def steps_of(self, layer: str) -> int:
+        """Training steps that the layer's probes have had."""
+        return self._find(layer)[0].steps
+
+    def _find(self, layer: str) -> tuple[_Group, int]:
+        for group in self.groups:
+            if layer in group.layers:
+                return group, group.layers.index(layer)
+        raise KeyError(layer)
+
+    # -- state --------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and strings only: loads with `torch.load(..., weights_only=True)`."""
+        self.raise_faults()
+        return {
+            "steps": self.steps,
+            "lrs": list(self.lrs),
+            "widths": [target.width for target in self.targets.values()],
+            "units": dict(self._units),
+            "groups": [group.state_dict(self._optimizer) for group in self.groups],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Take over the probes of another bank with the same targets and learning rates.
+
+        Raises:
+            ProbeError: if they differ.
+        """
+        widths = [target.width for target in self.targets.values()]
+        if state["widths"] != widths or state["lrs"] != list(self.lrs):
+            raise ProbeError(
+                f"the saved probes have outputs {state['widths']} and learning rates {state['lrs']}, not "
+                f"{widths} and {list(self.lrs)}; build the ProbeSet with the same targets and lr."
+            )
+        self.groups, self._optimizer = [], None
+        self._units = {name: unit.to(device) for name, unit in state["units"].items()}
+        self.steps = int(state["steps"])
+        for saved in state["groups"]:
+            positions = tuple(saved["positions"])
+            group = _Group(saved["layers"], saved["size"], positions, sum(widths), len(self.lrs), len(widths), device)
+            self._adopt(group)
+            assert self._optimizer is not None
+            group.load_state_dict(saved, self._optimizer)
+
+
+class _Group:
+    """Probes whose inputs have one shape: `weights[r]` is (G, outputs, size) for learning rate r."""
+
+    def __init__(
+        self,
+        layers: Sequence[str],
+        size: int,
+        positions: tuple[int, ...],
+        outputs: int,
+        lrs: int,
+        targets: int,
+        device: torch.device,
+    ):
+        count = len(layers)
+        self.layers, self.size, self.positions = list(layers), size, positions
+        self.weights = [torch.zeros(count, outputs, size, device=device) for _ in range(lrs)]
+        self.biases = [torch.zeros(count, outputs, device=device) for _ in range(lrs)]
+        self.mean = torch.zeros(count, size, device=device)
+        self.var = torch.ones(count, size, device=device)
+        self.score = torch.full((count, lrs * targets), float("inf"), device=device)
+        self.fault = torch.zeros(count, dtype=torch.bool, device=device)
+        self.steps = 0
+
+    def gather(self, features: Mapping[str, torch.Tensor], which: Sequence[int] | None = None) -> torch.Tensor:
+        """Rows of these layers, (G, rows, size)."""
+        wanted = [features[self.layers[i]] for i in (range(len(self.layers)) if which is None else which)]
+        rows = [x.reshape(-1, self.size).to(self.mean.device) for x in wanted]
+        return rows[0][None] if len(rows) == 1 else torch.stack(rows)
+
+    def prepare(self, x: torch.Tensor, reduce: Any) -> None:
+        """Update the running mean and variance of the features, (G, size); a batch with NaN leaves them."""
+        n = reduce(torch.full((), float(x.shape[1]), device=x.device))
+        mean = reduce(x.sum(1)) / n
+        var = reduce(torch.sub(x, mean[:, None]).square_().sum(1)) / n
+        # The running average of all batches at first, an exponential one later: features move as the
+        # model trains. Chan's formula for the variance of a mixture.
+        weight = max(1 / (self.steps + 1), _MOMENTUM)
+        difference = mean - self.mean
+        new_var = torch.lerp(self.var, var, weight) + weight * (1 - weight) * difference.square() * (self.steps > 0)
+        bad = ~var.isfinite().all(1)
+        self.fault |= bad
+        self.mean = torch.where(bad[:, None], self.mean, self.mean + weight * difference)
+        self.var = torch.where(bad[:, None], self.var, new_var)
+
+    def folded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights (G, outputs, size) and biases (G, outputs) that act on the features as they are.
+
+        W (x - mean) / std + b = (W / std) x + (b - (W / std) mean).
+        """
+        weight = torch.cat(self.weights, 1) if len(self.weights) > 1 else self.weights[0]
+        bias = torch.cat(self.biases, 1) if len(self.biases) > 1 else self.biases[0]
+        weight = weight * _inverse_std(self.mean, self.var)[:, None]
+        return weight, bias - torch.bmm(weight, self.mean[..., None]).squeeze(2)
+
+    def unfold(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        """Set the parameters so that `folded()` gives these."""
+        bias = bias + torch.bmm(weight, self.mean[..., None]).squeeze(2)
+        inverse = _inverse_std(self.mean, self.var)[:, None]
+        weight = torch.where(inverse > 0, weight / inverse, 0)
+        outputs = self.biases[0].shape[1]
+        for w, own in zip(self.weights, weight.split(outputs, 1), strict=True):
+            w.copy_(own)
+        for b, own in zip(self.biases, bias.split(outputs, 1), strict=True):
+            b.copy_(own)
+
+    def set_gradients(self, d: torch.Tensor, x: torch.Tensor, reduce: Any, fault: torch.Tensor) -> None:
+        """Set the parameters' gradients from those in the logits, d (G, rows, outputs).
+
+        In standardised features z: dW = D^T z = (D^T x - (D^T 1) mean^T) / std.
+        """
+        bias = d.sum(1)
+        weight = torch.bmm(d.transpose(1, 2), x)
+        weight.baddbmm_(bias[..., None], self.mean[:, None], alpha=-1)
+        weight.mul_(_inverse_std(self.mean, self.var)[:, None])
+        weight, bias = reduce(weight), reduce(bias)
+        if weight.is_cuda:  # elsewhere a fault stops the step; here it is seen later
+            weight = weight.masked_fill(fault[:, None, None], 0)
+            bias = bias.masked_fill(fault[:, None], 0)
+        outputs = self.biases[0].shape[1]
+        for r, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
+            block = slice(r * outputs, (r + 1) * outputs)
+            w.grad, b.grad = weight[:, block], bias[:, block]
+
+    def note_loss(self, probe: int, loss: torch.Tensor) -> None:
+        """Keep a running average of the training loss (G,) of one of the probes on each layer."""
+        old = self.score[:, probe]
+        self.score[:, probe] = torch.where(old.isfinite(), torch.lerp(old, loss, _SCORE_MOMENTUM), loss)
+
+    def state_dict(self, optimizer: torch.optim.Adam | None) -> dict[str, Any]:
+        moments = [] if optimizer is None else [optimizer.state.get(p, {}) for p in self.weights + self.biases]
+        return {
+            "layers": list(self.layers),
+            "size": self.size,
+            "positions": list(self.positions),
+            "steps": self.steps,
+            "parameters": [p.clone() for p in self.weights + self.biases],
+            "statistics": [self.mean.clone(), self.var.clone(), self.score.clone()],
+            "moments": [{k: v.clone() for k, v in moment.items()} for moment in moments],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], optimizer: torch.optim.Adam) -> None:
+        device = self.mean.device
+        self.steps = int(state["steps"])
+        self.mean, self.var, self.score = (t.to(device) for t in state["statistics"])
+        for p, value, moment in zip(
+            self.weights + self.biases, state["parameters"], state["moments"], strict=True
+        ):
+            p.copy_(value)
+            if moment:
+                optimizer.state[p] = {k: v.to(device) for k, v in moment.items()}
+
+
+def _inverse_std(mean: torch.Tensor, var: torch.Tensor) -> torch.Tensor:
+    """1 / std, and 0 for features that are constant up to rounding: they say nothing."""
+    constant = var <= (mean * _CONSTANT).square()
+    return torch.where(constant, 0, var.rsqrt())

@@ -1,0 +1,76 @@
+"""Random streams: named ones of our own, and the user's, which we leave as we found them."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import DataLoader
+
+__all__ = ["preserved_random_state", "random_signs", "random_subset"]
+
+
+def _raw(seed: int, name: str, purpose: str, count: int) -> npt.NDArray[np.uint64]:
+    """`count` uniform 64-bit words that depend on nothing but the arguments.
+
+    Only a bit generator's raw words are promised never to change between versions of NumPy, so
+    everything that must be the same tomorrow is derived from them alone.
+    """
+    digest = hashlib.sha256(f"{seed}/{purpose}/{name}".encode()).digest()
+    words: npt.NDArray[np.uint64] = np.random.PCG64(int.from_bytes(digest, "little")).random_raw(count)
+    return words
+
+
+def random_subset(population: int, k: int, *, seed: int, name: str) -> torch.Tensor:
+    """`k` distinct sorted indices below `population`: int64, shape (k,), by Floyd's algorithm.
+
+    Time and memory are O(k) whatever the population. The bias of reducing 64-bit words is below
+    population / 2**64.
+    """
+    chosen: set[int] = set()
+    words = _raw(seed, name, "subset", k).tolist()
+    for j, word in zip(range(population - k, population), words, strict=True):
+        candidate = word % (j + 1)
+        chosen.add(j if candidate in chosen else candidate)
+    return torch.tensor(sorted(chosen), dtype=torch.int64)
+
+
+def random_signs(rows: int, columns: int, *, seed: int, name: str) -> torch.Tensor:
+    """A float32 matrix (rows, columns) of independent, equally likely +1 and -1."""
+    count = rows * columns
+    words = _raw(seed, name, "signs", -(-count // 64)).astype("<u8")
+    bits = np.unpackbits(words.view(np.uint8), count=count)
+    return torch.from_numpy(bits.reshape(rows, columns)).to(torch.float32).mul_(2).sub_(1)
+
+
+@contextmanager
+def preserved_random_state(loader: object = None) -> Iterator[None]:
+    """Restore Python's, NumPy's, torch's CPU and CUDA streams, and the loader's own, on leaving.
+
+    Merely starting to iterate a `DataLoader` draws from torch's global stream.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    generators = _generators_of(loader)
+    states = [generator.get_state() for generator in generators]
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+
+
+def _generators_of(loader: object) -> list[torch.Generator]:
+    if not isinstance(loader, DataLoader):
+        return []
+    owners = (loader, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
+    found = {id(g): g for o in owners if isinstance(g := getattr(o, "generator", None), torch.Generator)}
+    return list(found.values())

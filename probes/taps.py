@@ -1,0 +1,301 @@
+"""Taps: hooks that hand over the values at the selected hook points of one forward, and only read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import fields, is_dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
+
+from .errors import ProbeError
+from .selection import INPUT, OUTPUT, HookPoint, Selection, nearest, no_such_layer
+
+__all__ = ["Receiver", "Taps"]
+
+# Python's operators reach torch under these names; torchvision's node names are those of `operator`.
+_OPERATOR_NAMES = {"rsub": "sub", "rdiv": "truediv", "div": "truediv", "rpow": "pow", "remainder": "mod"}
+
+
+class Receiver(Protocol):
+    """What wants the values."""
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """A forward of the model starts with these arguments: should it be read?"""
+
+    def receive(self, point: HookPoint, value: Any) -> None:
+        """A Tensor or PackedSequence, live: it must be copied before this returns."""
+
+    def end(self) -> None:
+        """The forward that was read came to its end without an exception."""
+
+
+class Taps:
+    """Hooks on every module that may concern the selection, until `detach()`.
+
+    Names are those of torchvision: the second call of module `relu` in one forward is `relu_1`, an
+    operation is named after the module whose code runs it. Operations are intercepted by a
+    `TorchFunctionMode` that is on only while code of a module that may hold a wanted one runs, so no
+    tracing is needed and functions inside other modules go their usual way.
+
+    Errors that concern the user are kept in `error` rather than raised in the midst of their forward.
+    """
+
+    def __init__(self, model: nn.Module, selection: Selection, receiver: Receiver):
+        selection.check(model)
+        self.error: ProbeError | None = None
+        self.order: list[str] = []  # names of the points of the last complete forward, in execution order
+        self._model, self._selection, self._receiver = model, selection, receiver
+        self._paths = {id(module): path for path, module in model.named_modules()}
+        self._wanted: dict[str, list[HookPoint]] = {}  # by candidate name; also remembers what is not wanted
+        self._seen: dict[str, HookPoint] = {}
+        self._called_from: dict[str, set[str]] = {}  # module path -> paths of the modules that called it
+        self._frames: list[_Frame] = []
+        self._calls: Counter[str] = Counter()
+        self._order: list[str] = []
+        self._live = self._complete = False
+        self._hooks = {path: self._hook(module) for path, module in model.named_modules()}
+
+    def _hook(self, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
+        return [
+            module.register_forward_pre_hook(_Hook(self._before), with_kwargs=True),
+            module.register_forward_hook(_Hook(self._after), with_kwargs=True),
+            module.register_forward_hook(_Hook(self._leave), with_kwargs=True, always_call=True),
+        ]
+
+    def detach(self) -> None:
+        """Remove every hook. Safe to call twice."""
+        self._abandon()
+        for handles in self._hooks.values():
+            for handle in handles:
+                handle.remove()
+        self._hooks.clear()
+
+    def candidates(self) -> list[HookPoint]:
+        """Every module call and operation met so far, in execution order."""
+        return list(self._seen.values())
+
+    def require_matches(self) -> None:
+        """Refuse a selection of which a part matched nothing in the forwards so far.
+
+        Raises:
+            ProbeError: naming the pattern, and whether it is unknown or never ran.
+        """
+        for pattern in self._selection.unmatched(self._seen.values()):
+            paths = set(self._paths.values())
+            if isinstance(pattern, str) and pattern.partition(":")[0] in paths:
+                raise ProbeError(
+                    f"layer {pattern!r} exists but the model's forward never runs it; leave it out "
+                    "(or, if the model is compiled, attach the probes before its first call)."
+                )
+            raise ProbeError(no_such_layer(pattern, [INPUT, *self._seen, *sorted(paths - {""})]))
+
+    # -- one forward --------------------------------------------------------------------------------
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        path = self._paths.get(id(module), "")
+        if module is self._model:
+            self._abandon()  # what an interrupted forward left
+            # A call inside a backward is activation checkpointing running the forward again.
+            inside_backward = torch._C._current_graph_task_id() != -1
+            self._live = not inside_backward and self._receiver.begin(args, kwargs)
+        if not self._live:
+            return
+        caller = self._frames[-1] if self._frames else None
+        if caller is not None:
+            caller.pause()
+            self._called_from.setdefault(path, set()).add(caller.path)
+        candidate = HookPoint(
+            self._numbered(path or OUTPUT), "output", path, type(module).__name__, module
+        )
+        self._frames.append(_Frame(candidate, self._interceptor(path, module)))
+        self._hand_over(candidate, "input", lambda pick: _argument(args, kwargs, pick))
+        self._frames[-1].resume()
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if not self._live or not self._frames or self._frames[-1].candidate.module is not module:
+            return
+        frame = self._frames[-1]
+        frame.pause()
+        self._hand_over(frame.candidate, "output", lambda pick: _element(output, pick))
+        self._complete = module is self._model
+
+    def _leave(self, module: nn.Module, *_: Any) -> None:
+        if not self._live or not self._frames or self._frames[-1].candidate.module is not module:
+            return
+        self._frames.pop().pause()
+        if self._frames:
+            self._frames[-1].resume()
+            return
+        complete, self._live = self._complete, False
+        if complete:
+            self.order = self._order
+            self._prune()
+            self._receiver.end()
+        self._abandon()
+
+    def _operation(self, scope: HookPoint, function: Callable[..., Any], result: Any) -> None:
+        """An operation has run directly in the code of module `scope`."""
+        path, name = scope.scope, _operation_name(function)
+        if not name or next(_tensors(result), None) is None:
+            return
+        numbered = self._numbered(f"{path}.{name}" if path else name)
+        candidate = HookPoint(numbered, "operation", path, name, scope.module)
+        self._hand_over(candidate, "operation", lambda pick: _element(result, pick))
+
+    def _hand_over(self, candidate: HookPoint, kind: str, value_at: Callable[[str], Any]) -> None:
+        name = candidate.name
+        if name not in self._wanted:
+            self._wanted[name] = self._selection.points(candidate)
+        self._seen.setdefault(name, candidate)
+        for point in self._wanted[name]:
+            if point.kind != kind or self.error is not None:
+                continue
+            try:
+                value = value_at(point.pick)
+                if value is None:
+                    raise ProbeError(
+                        f"layer {point.name!r} holds no tensor of floating-point features; leave it out, or "
+                        f"name the element that does, as in '{candidate.name}:1'."
+                    )
+                self._receiver.receive(point, value)
+                self._order.append(point.name)
+            except ProbeError as error:
+                self.error = error
+
+    def _numbered(self, base: str) -> str:
+        count = self._calls[base]
+        self._calls[base] += 1
+        return f"{base}_{count}" if count else base
+
+    def _interceptor(self, path: str, module: nn.Module) -> _Interceptor | None:
+        return _Interceptor(self) if self._selection.may_hold_operations(path, module) else None
+
+    def _abandon(self) -> None:
+        """Forget the forward under way, if any."""
+        while self._frames:
+            self._frames.pop().pause()
+        self._calls.clear()
+        self._order = []
+        self._live = self._complete = False
+
+    def _prune(self) -> None:
+        """Unhook the modules that ran and concern no wanted point: later forwards pay for the rest only."""
+        wanted = [point for points in self._wanted.values() for point in points]
+        scopes = {point.scope for point in wanted if point.kind == "operation"}
+        useful = {"", *(point.scope for point in wanted)}
+        for path, callers in self._called_from.items():
+            if path not in useful and not callers & scopes:
+                for handle in self._hooks.pop(path, ()):
+                    handle.remove()
+
+
+class _Hook:
+    """A hook that stays behind when its model is copied or pickled: the copy's does nothing."""
+
+    def __init__(self, run: Callable[..., None]):
+        self._run = torch.compiler.disable(run)  # type: ignore[no-untyped-call]
+
+    def __call__(self, *args: Any) -> None:
+        self._run(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (nullcontext(), "__exit__")  # takes any arguments, returns None, needs no import
+
+
+class _Frame:
+    """A module call in progress, with the interceptor of the operations in its own code."""
+
+    def __init__(self, candidate: HookPoint, interceptor: _Interceptor | None):
+        self.candidate, self.path = candidate, candidate.scope
+        self._interceptor = interceptor
+        if interceptor is not None:
+            interceptor.scope = candidate
+
+    def pause(self) -> None:
+        """Let functions through: other code than this module's runs. Off the stack where that is possible."""
+        if self._interceptor is not None:
+            self._interceptor.muted = True
+            if _get_current_function_mode() is self._interceptor:  # not so under a `with torch.device(...)`
+                self._interceptor.__exit__(None, None, None)
+                self._interceptor.entered = False
+
+    def resume(self) -> None:
+        if self._interceptor is not None:
+            self._interceptor.muted = False
+            if not self._interceptor.entered:
+                self._interceptor.__enter__()
+                self._interceptor.entered = True
+
+
+class _Interceptor(TorchFunctionMode):
+    """Sees the torch functions that run between its frame's `resume` and `pause`."""
+
+    scope: HookPoint
+
+    def __init__(self, taps: Taps):
+        super().__init__()
+        self.muted, self.entered = True, False
+        self._taps = taps
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not self.muted:
+            self._taps._operation(self.scope, func, result)
+        return result
+
+
+def _operation_name(function: Callable[..., Any]) -> str:
+    """`add` for `a + b`, `a += b`, `torch.add`, `a.add_(b)`; empty for property access."""
+    name = getattr(function, "__name__", "")
+    if name in ("__get__", "__set__", "__delete__"):
+        return ""
+    name = name.strip("_")
+    return _OPERATOR_NAMES.get(name, name)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor | PackedSequence]:
+    """The floating-point tensors with a batch dimension in a nest of tuples, mappings and dataclasses."""
+    if isinstance(value, torch.Tensor):
+        if value.is_floating_point() and value.ndim > 0:
+            yield value
+    elif isinstance(value, PackedSequence):
+        yield value
+    else:
+        for item in _items(value).values():
+            yield from _tensors(item)
+
+
+def _items(value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return {str(key): item for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return {str(i): item for i, item in enumerate(value)}
+    if is_dataclass(value):
+        return {f.name: getattr(value, f.name) for f in fields(value)}
+    return {}
+
+
+def _element(value: Any, pick: str) -> torch.Tensor | PackedSequence | None:
+    """The first features in the element that a pick like `1.hidden_states` names."""
+    for key in filter(None, pick.split(".")):
+        items = _items(value)
+        if key not in items:
+            raise ProbeError(
+                f"the output has no element {key!r} for the pick ':{pick}'; {nearest(key, list(items))}."
+            )
+        value = items[key]
+    return next(_tensors(value), None)
+
+
+def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], pick: str) -> torch.Tensor | PackedSequence | None:
+    """The first features in the arguments, or in the one that `in.1` or `in.name` names."""
+    arguments = {**_items(args), **kwargs}
+    return _element(arguments, pick.removeprefix("in").removeprefix("."))
