@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,9 @@ class Bank:
     Probes of equal input shape form a group and advance in one batched product. Their gradients are
     written out (for a softmax: D = (p - one_hot) / n, dW = D^T X), so no autograd graph exists that could
     reach the model. Standardisation is folded into the weights: the features are read, never rewritten.
+
+    Adam moves each weight by about its rate, so a logit moves by about sqrt(size) rates: the rate of a
+    weight is lr / sqrt(size), and one lr suits every layer.
 
     Rows are averaged over the batch, and over the processes of `process_group` if one is given.
     """
@@ -78,10 +82,10 @@ class Bank:
         self.groups.append(group)
         if self._optimizer is None:
             fused = group.mean.device.type in ("cpu", "cuda")
-            empty = [{"params": [], "lr": lr} for lr in self.lrs]
-            self._optimizer = torch.optim.Adam(empty, fused=fused)
-        for r, param_group in enumerate(self._optimizer.param_groups):
-            param_group["params"] += [group.weights[r], group.biases[r]]
+            self._optimizer = torch.optim.Adam([{"params": []}], fused=fused)
+        for lr, weight, bias in zip(self.lrs, group.weights, group.biases, strict=True):
+            params = {"params": [weight, bias], "lr": lr / math.sqrt(group.size)}
+            self._optimizer.add_param_group(params)
 
     # -- training -----------------------------------------------------------------------------------
 
