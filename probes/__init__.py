@@ -1,12 +1,12 @@
 """What each layer knows: linear classifier probes on any PyTorch model.
 
-    from probes import ProbeSet
+from probes import ProbeSet
 
-    with ProbeSet(model, layers=["layer*.*", "layer1.0.add"], num_classes=1000) as probes:
-        for x, y in loader:
-            ...                                      # your training step, unchanged
-            probes.step(y)                           # every probe advances on the features just seen
-        result = probes.evaluate(valid_loader)       # error, loss and standard errors per layer
+with ProbeSet(model, layers=["layer*.*", "layer1.0.add"], num_classes=1000) as probes:
+    for x, y in loader:
+        ...                                      # your training step, unchanged
+        probes.step(y)                           # every probe advances on the features just seen
+    result = probes.evaluate(valid_loader)       # error, loss and standard errors per layer
 """
 
 from .errors import ProbeError

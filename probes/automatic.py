@@ -34,9 +34,7 @@ class _Tree:
         self.name, self.module = name, module
         opened = not name or _is_row(module) or any(_is_row_of_blocks(m) for m in module.modules())
         prefix = f"{name}." if name else ""
-        self.children = (
-            [_Tree(prefix + child, m) for child, m in module.named_children()] if opened else []
-        )
+        self.children = [_Tree(prefix + child, m) for child, m in module.named_children()] if opened else []
 
     def blocks(self) -> Iterator[_Tree]:
         """What is drawn."""
@@ -65,14 +63,20 @@ def _is_row(module: nn.Module) -> bool:
     """A container whose members run one after another, and that is no block of its own."""
     if isinstance(module, (nn.ModuleList, nn.ModuleDict)) and not _is_callable(module):
         return len(module) > 0
-    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and len(module) > 1
+    return (
+        isinstance(module, nn.Sequential)
+        and type(module).forward is nn.Sequential.forward
+        and len(module) > 1
+    )
 
 
 def _is_row_of_blocks(module: nn.Module) -> bool:
     """A container with at least two blocks of one class, such as the layers of an encoder."""
     if not _is_row(module):
         return False
-    kinds = [type(m) for m in module.children() if not _is_torchs_own(m) and any(True for _ in m.parameters())]
+    kinds = [
+        type(m) for m in module.children() if not _is_torchs_own(m) and any(True for _ in m.parameters())
+    ]
     return any(kinds.count(kind) > 1 for kind in kinds)
 
 

@@ -65,9 +65,7 @@ class Bank:
     @property
     def specs(self) -> dict[str, ProbeSpec]:
         """The layers that have probes."""
-        return {
-            layer: ProbeSpec(layer, g.size, g.positions) for g in self.groups for layer in g.layers
-        }
+        return {layer: ProbeSpec(layer, g.size, g.positions) for g in self.groups for layer in g.layers}
 
     def add(self, specs: Sequence[ProbeSpec], device: torch.device) -> None:
         """Give these layers probes, untrained: all weights zero, so every answer is equally likely."""
@@ -179,7 +177,9 @@ class Bank:
     # -- measuring ----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def measure(self, features: Mapping[str, torch.Tensor], labels: Labels, tallies: dict[Any, Tally]) -> None:
+    def measure(
+        self, features: Mapping[str, torch.Tensor], labels: Labels, tallies: dict[Any, Tally]
+    ) -> None:
         """Add these rows' metrics to `tallies`, one per (layer, target): values (lrs, metrics)."""
         for group in self.groups:
             present = [i for i, layer in enumerate(group.layers) if layer in features]
@@ -250,7 +250,9 @@ class Bank:
         self.steps = int(state["steps"])
         for saved in state["groups"]:
             positions = tuple(saved["positions"])
-            group = _Group(saved["layers"], saved["size"], positions, sum(widths), len(self.lrs), len(widths), device)
+            group = _Group(
+                saved["layers"], saved["size"], positions, sum(widths), len(self.lrs), len(widths), device
+            )
             self._adopt(group)
             assert self._optimizer is not None
             group.load_state_dict(saved, self._optimizer)
@@ -279,7 +281,9 @@ class _Group:
         self.fault = torch.zeros(count, dtype=torch.bool, device=device)
         self.steps = 0
 
-    def gather(self, features: Mapping[str, torch.Tensor], which: Sequence[int] | None = None) -> torch.Tensor:
+    def gather(
+        self, features: Mapping[str, torch.Tensor], which: Sequence[int] | None = None
+    ) -> torch.Tensor:
         """Rows of these layers, (G, rows, size)."""
         wanted = [features[self.layers[i]] for i in (range(len(self.layers)) if which is None else which)]
         rows = [x.reshape(-1, self.size).to(self.mean.device) for x in wanted]
@@ -294,7 +298,9 @@ class _Group:
         # model trains. Chan's formula for the variance of a mixture.
         weight = max(1 / (self.steps + 1), _MOMENTUM)
         difference = mean - self.mean
-        new_var = torch.lerp(self.var, var, weight) + weight * (1 - weight) * difference.square() * (self.steps > 0)
+        new_var = torch.lerp(self.var, var, weight) + weight * (1 - weight) * difference.square() * (
+            self.steps > 0
+        )
         bad = ~var.isfinite().all(1)
         self.fault |= bad
         self.mean = torch.where(bad[:, None], self.mean, self.mean + weight * difference)
@@ -345,7 +351,9 @@ class _Group:
         self.score[:, probe] = torch.where(old.isfinite(), torch.lerp(old, loss, _SCORE_MOMENTUM), loss)
 
     def state_dict(self, optimizer: torch.optim.Adam | None) -> dict[str, Any]:
-        moments = [] if optimizer is None else [optimizer.state.get(p, {}) for p in self.weights + self.biases]
+        moments = (
+            [] if optimizer is None else [optimizer.state.get(p, {}) for p in self.weights + self.biases]
+        )
         return {
             "layers": list(self.layers),
             "size": self.size,

@@ -22,7 +22,10 @@ class Labels:
     """
 
     def __init__(
-        self, y: torch.Tensor | Mapping[str, torch.Tensor], targets: Mapping[str, Target], device: torch.device
+        self,
+        y: torch.Tensor | Mapping[str, torch.Tensor],
+        targets: Mapping[str, Target],
+        device: torch.device,
     ):
         given = dict(y) if isinstance(y, Mapping) else {next(iter(targets)): y}
         if set(given) != set(targets):

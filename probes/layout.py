@@ -84,7 +84,9 @@ def infer_layout(value: torch.Tensor | PackedSequence, module: nn.Module, name: 
     if isinstance(value, PackedSequence):
         return Layout(0, 2)
     if value.ndim < 2:
-        raise ProbeError(f"layer {name!r} gives one number per example; a probe needs at least two dimensions.")
+        raise ProbeError(
+            f"layer {name!r} gives one number per example; a probe needs at least two dimensions."
+        )
     if value.ndim == 3 and not isinstance(module, _CHANNELS_FIRST_1D):
         second = any(getattr(part, "batch_first", True) is False for part in module.modules())
         return Layout(1 if second else 0, 2)

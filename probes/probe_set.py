@@ -31,7 +31,8 @@ __all__ = ["ProbeSet", "default_forward"]
 
 Reduce: TypeAlias = "Reduction | Sequence[Reduction] | str"
 Forward: TypeAlias = Callable[[nn.Module, Any], tuple[Any, Any]]
-Batch: TypeAlias = dict[str, tuple[torch.Tensor, torch.Tensor | None]]  # features and valid positions by layer
+# By layer: features and, for padded sequences, which positions hold data.
+Batch: TypeAlias = dict[str, tuple[torch.Tensor, torch.Tensor | None]]
 _LABEL_KEYS = ("labels", "label", "y", "targets", "target")
 
 
@@ -163,7 +164,9 @@ class ProbeSet:
         name = point.name
         if name not in self._layouts:
             self._layouts[name] = infer_layout(value, point.module, name)
-        features = self._layouts[name].features(value.detach() if isinstance(value, torch.Tensor) else value, self._mask)
+        features = self._layouts[name].features(
+            value.detach() if isinstance(value, torch.Tensor) else value, self._mask
+        )
         if name not in self._bound:
             self._bound[name] = bind(self._reduction_of(name), features, seed=self._seed, name=name)
         return self._bound[name](features)
@@ -220,7 +223,9 @@ class ProbeSet:
         new = [layer for layer in self._layers if layer in batch and layer not in specs]
         if new:
             found = (self._bound[layer] for layer in new)
-            self._bank.add([ProbeSpec(n, b.size, b.positions) for n, b in zip(new, found, strict=True)], device)
+            self._bank.add(
+                [ProbeSpec(n, b.size, b.positions) for n, b in zip(new, found, strict=True)], device
+            )
         for layer, (x, valid) in batch.items():
             if layer in specs and x.shape[-1] != specs[layer].size:
                 raise ProbeError(_size_changed(layer, specs[layer].size, x.shape[-1]))
@@ -362,7 +367,9 @@ class ProbeSet:
     def _reading(self, layer: str, name: str, tally: Tally, summary: torch.Tensor) -> Reading:
         target, r = self._targets[name], self._bank.best_lr(layer, name)
         means, errors = tally.means()
-        found = dict(zip(target.metrics, zip(means[r].tolist(), errors[r].tolist(), strict=True), strict=True))
+        found = dict(
+            zip(target.metrics, zip(means[r].tolist(), errors[r].tolist(), strict=True), strict=True)
+        )
         loss = found["loss"]
         if isinstance(target, Regression):
             variance = target.variance(summary)
@@ -460,7 +467,7 @@ def _device(model: nn.Module) -> torch.device:
 
 def _to(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, (torch.Tensor, PackedSequence)):
-        return batch.to(device, non_blocking=True) if isinstance(batch, torch.Tensor) else batch.to(device)
+        return batch.to(device)
     if isinstance(batch, Mapping):
         return {key: _to(value, device) for key, value in batch.items()}
     if isinstance(batch, (tuple, list)):

@@ -196,7 +196,9 @@ def _step(spec: Reduction, features: Features, seed: int, name: str) -> Step:
         if not positions:
             raise ProbeError(f"layer {name!r} has no positions to pool over; use 'flatten' or 'subset:k'.")
         if spec.size > 1 and len(positions) != 2:
-            raise ProbeError(f"layer {name!r} is no image, so it cannot be pooled to a grid; use {spec.kind!r}.")
+            raise ProbeError(
+                f"layer {name!r} is no image, so it cannot be pooled to a grid; use {spec.kind!r}."
+            )
         if spec.size > min(positions):
             raise ProbeError(
                 f"layer {name!r} has {'x'.join(map(str, positions))} positions, fewer than the grid "

@@ -54,7 +54,7 @@ def preserved_random_state(loader: object = None) -> Iterator[None]:
 
     Merely starting to iterate a `DataLoader` draws from torch's global stream.
     """
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     generators = _generators_of(loader)
     states = [generator.get_state() for generator in generators]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
@@ -63,7 +63,7 @@ def preserved_random_state(loader: object = None) -> Iterator[None]:
             yield
         finally:
             random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002
+            np.random.set_state(numpy_state)
             for generator, state in zip(generators, states, strict=True):
                 generator.set_state(state)
 

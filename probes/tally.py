@@ -23,7 +23,7 @@ class Tally:
         self._sums: torch.Tensor | None = None  # (3, ...): of s, s^2, s n
 
     def add(self, values: torch.Tensor, counted: torch.Tensor) -> None:
-        """Take in values (..., B, rows per example); `counted` (B, rows per example) says which rows count."""
+        """Take in values (..., B, rows per example); `counted` (B, rows per example): which rows count."""
         n = counted.sum(-1, dtype=torch.float64)
         s = values.masked_fill(~counted, 0).sum(-1, dtype=torch.float64)
         sums = torch.stack([s.sum(-1), s.square().sum(-1), (s * n).sum(-1)])

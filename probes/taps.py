@@ -110,9 +110,7 @@ class Taps:
         if caller is not None:
             caller.pause()
             self._called_from.setdefault(path, set()).add(caller.path)
-        candidate = HookPoint(
-            self._numbered(path or OUTPUT), "output", path, type(module).__name__, module
-        )
+        candidate = HookPoint(self._numbered(path or OUTPUT), "output", path, type(module).__name__, module)
         self._frames.append(_Frame(candidate, self._interceptor(path, module)))
         self._hand_over(candidate, "input", lambda pick: _argument(args, kwargs, pick))
         self._frames[-1].resume()
@@ -199,7 +197,7 @@ class _Hook:
     """A hook that stays behind when its model is copied or pickled: the copy's does nothing."""
 
     def __init__(self, run: Callable[..., None]):
-        self._run = torch.compiler.disable(run)  # type: ignore[no-untyped-call]
+        self._run = torch.compiler.disable(run)
 
     def __call__(self, *args: Any) -> None:
         self._run(*args)
@@ -229,7 +227,7 @@ class _Frame:
         if self._interceptor is not None:
             self._interceptor.muted = False
             if not self._interceptor.entered:
-                self._interceptor.__enter__()
+                self._interceptor.__enter__()  # type: ignore[no-untyped-call]
                 self._interceptor.entered = True
 
 
@@ -295,7 +293,9 @@ def _element(value: Any, pick: str) -> torch.Tensor | PackedSequence | None:
     return next(_tensors(value), None)
 
 
-def _argument(args: tuple[Any, ...], kwargs: dict[str, Any], pick: str) -> torch.Tensor | PackedSequence | None:
+def _argument(
+    args: tuple[Any, ...], kwargs: dict[str, Any], pick: str
+) -> torch.Tensor | PackedSequence | None:
     """The first features in the arguments, or in the one that `in.1` or `in.name` names."""
     arguments = {**_items(args), **kwargs}
     return _element(arguments, pick.removeprefix("in").removeprefix("."))

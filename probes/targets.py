@@ -176,7 +176,9 @@ class Regression:
         if self.num_outputs == 1 and (y.ndim == 1 or y.shape[-1] != 1):
             y = y.unsqueeze(-1)
         if y.shape[-1] != self.num_outputs:
-            raise ProbeError(f"Regression labels need {self.num_outputs} columns, not shape {tuple(y.shape)}.")
+            raise ProbeError(
+                f"Regression labels need {self.num_outputs} columns, not shape {tuple(y.shape)}."
+            )
         if not y.is_cuda and not bool(torch.isfinite(y).all()):
             raise ProbeError("Regression labels hold NaN or infinite values.")
         return y
