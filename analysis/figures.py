@@ -1,0 +1,76 @@
+"""Figures, in colours that colour-blind readers can tell apart (Okabe & Ito)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from probes import ProbeResult
+
+__all__ = ["error_by_depth"]
+
+_COLOURS = ("#7F7F7F", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
+_MARKERS = ("o", "s", "D", "^", "v")
+
+
+def error_by_depth(
+    results: Mapping[str, ProbeResult], *, title: str = "", target: str | None = None
+) -> Figure:
+    """Prediction error of every probe against depth, one curve per result.
+
+    Args:
+        results: by legend text, such as `{"at initialisation": start, "after training": now}`.
+        title: above the picture.
+        target: which label set; the first one if not given.
+
+    Bars are two standard errors. A dashed line is the model's own error in the last result, a dotted
+    one the error of always answering the majority class.
+    """
+    results = {name: result.of(target or result.readings[0].target) for name, result in results.items()}
+    layers = _union([[r.layer for r in result.readings] for result in results.values()])
+    width = max(6.4, 1.6 + 0.34 * len(layers))
+    figure = Figure(figsize=(width, 4.4), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for (name, result), colour, marker in zip(results.items(), _COLOURS[-len(results) :] if len(results) > 5 else _colours(len(results)), _MARKERS, strict=False):
+        x = [layers.index(r.layer) for r in result.readings]
+        error = 100 * np.array([r.error for r in result.readings])
+        bars = 200 * np.array([r.error_se for r in result.readings])
+        axes.errorbar(x, error, bars, label=name, color=colour, marker=marker, ms=4.5, lw=1.6, capsize=2)
+    _references(axes, list(results.values())[-1])
+    axes.set_xticks(range(len(layers)), layers, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+    axes.set_xlim(-0.5, len(layers) - 0.5)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("prediction error of the probe (%)")
+    axes.set_xlabel("layer, in execution order")
+    axes.set_title(title, fontsize=11)
+    axes.grid(axis="y", color="#E5E5E5", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _colours(count: int) -> tuple[str, ...]:
+    return _COLOURS[1:2] if count == 1 else _COLOURS[:count]
+
+
+def _references(axes: Axes, result: ProbeResult) -> None:
+    for reference in result.references:
+        if reference.model_error is not None:
+            text = f"the model's own error ({100 * reference.model_error:.1f}%)"
+            axes.axhline(100 * reference.model_error, color="black", ls="--", lw=1, label=text)
+        highest = max((r.error for r in result.readings), default=0.0)
+        if reference.majority_error < 3 * highest:
+            text = f"majority class ({100 * reference.majority_error:.0f}%)"
+            axes.axhline(100 * reference.majority_error, color="black", ls=":", lw=1, label=text)
+
+
+def _union(orders: list[list[str]]) -> list[str]:
+    """All layers, in the order of the longest list, others behind."""
+    longest = max(orders, key=len)
+    return longest + [name for order in orders for name in order if name not in longest]

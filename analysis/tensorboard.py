@@ -1,0 +1,67 @@
+"""Results as TensorBoard events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from probes import ProbeResult
+
+__all__ = ["Events"]
+
+
+class Events:
+    """The event files of a run.
+
+    Tags: `probes/<split>/error/<layer>`, likewise `loss` and `top5_error`; `model/<split>/error`. With
+    several targets the split is `<split>/<target>`.
+    """
+
+    def __init__(self, path: Path, purge_step: int | None = None):
+        self._writer = SummaryWriter(str(path), purge_step=purge_step)  # type: ignore[no-untyped-call]
+
+    def add_probes(self, result: ProbeResult, step: int) -> None:
+        """Scalars of every probe, and of the model's own error."""
+        many = len(result.references) > 1
+        scalars: dict[str, float] = {}
+        for r in result.readings:
+            split = f"{result.split}/{r.target}" if many else result.split
+            scalars[f"probes/{split}/error/{r.layer}"] = r.error
+            scalars[f"probes/{split}/loss/{r.layer}"] = r.loss
+            if r.top5_error is not None:
+                scalars[f"probes/{split}/top5_error/{r.layer}"] = r.top5_error
+        for reference in result.references:
+            if reference.model_error is not None:
+                scalars[f"model/{result.split}/error"] = reference.model_error
+        self.add_scalars(scalars, step)
+
+    def add_scalars(self, scalars: Mapping[str, float], step: int) -> None:
+        """Numbers by tag."""
+        for tag, value in scalars.items():
+            self._writer.add_scalar(tag, value, step)  # type: ignore[no-untyped-call]
+        self._writer.flush()  # type: ignore[no-untyped-call]
+
+    def add_figure(self, tag: str, figure: Figure, step: int) -> None:
+        """A picture."""
+        self._writer.add_figure(tag, figure, step, close=False)  # type: ignore[no-untyped-call]
+        self._writer.flush()  # type: ignore[no-untyped-call]
+
+    def add_hparams(self, settings: Mapping[str, object], metrics: Mapping[str, float]) -> None:
+        """The HPARAMS page: the run's settings and what came of them.
+
+        Written to the run's own event file; `SummaryWriter.add_hparams` would make a second run of it.
+        """
+        plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in settings.items()}
+        for summary in hparams(plain, dict(metrics)):  # type: ignore[no-untyped-call]
+            self._writer.file_writer.add_summary(summary)  # type: ignore[union-attr]
+        for tag, value in metrics.items():
+            self._writer.add_scalar(tag, value)  # type: ignore[no-untyped-call]
+        self._writer.flush()  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()  # type: ignore[no-untyped-call]

@@ -1,0 +1,311 @@
+"""The reference training loop: a model and data by name, probes on, everything kept in a run directory."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from probes import ProbeResult, ProbeSet, preserved_random_state
+
+from .checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
+from .errors import AnalysisError
+from .runs import Run, read_config
+from .schedule import Schedule
+from .sources import DataSplits, load_data, load_model
+
+__all__ = ["TrainSettings", "train"]
+
+_CHECKPOINT_SECONDS = 60.0
+_AUXILIARY_WEIGHT = 0.3  # of auxiliary heads' losses, as for Inception and GoogLeNet
+_OPTIMIZERS = {
+    "sgd": lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9),
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "rmsprop": torch.optim.RMSprop,
+}
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What is run; becomes `config.json`.
+
+    Attributes:
+        model: see `load_model`.
+        data: see `load_data`; likewise `data_dir`, `image_size` and `rgb`.
+        probe: layers with a probe, patterns as in `ProbeSet`.
+        exclude: patterns of layers to leave out.
+        reduce: reduction of the features, as text.
+        probe_lr: learning rate of the probes.
+        fit_epochs: passes at most with which fresh probes are fitted to the fixed model before and after.
+        epochs: passes of the model over the training set.
+        batch_size: examples per step.
+        optimizer: sgd, adam, adamw or rmsprop.
+        lr: its learning rate.
+        evaluate: schedule of probe evaluations on the validation set.
+        snapshots: schedule of saved weights.
+        seed: of the model's weights, the order of the data and the probes' random features.
+        device: cpu, cuda, ...
+        workers: processes that load data.
+    """
+
+    model: str
+    data: str
+    data_dir: str = "data"
+    image_size: int | None = None
+    rgb: bool = False
+    probe: tuple[str, ...] = ("auto",)
+    exclude: tuple[str, ...] = ()
+    reduce: str = "auto"
+    probe_lr: float = 0.03
+    fit_epochs: int = 10
+    epochs: int = 10
+    batch_size: int = 64
+    optimizer: str = "adam"
+    lr: float = 1e-3
+    evaluate: str = "epoch"
+    snapshots: str = "none"
+    seed: int = 0
+    device: str = "cpu"
+    workers: int = 0
+
+
+def train(
+    settings: TrainSettings, path: str | Path, *, resume: bool = False, progress: bool = True
+) -> tuple[ProbeResult, ProbeResult]:
+    """Train a model with probes; see what its layers know before, during and after.
+
+    Before the first step and after the last, fresh probes are fitted to the model held fixed, with early
+    stopping on the validation set, and measured on the test set. Between, the probes train along and are
+    measured on the validation set.
+
+    Args:
+        settings: what to run.
+        path: the run directory.
+        resume: go on with the run that is there. Steps since its last checkpoint (one at every evaluation
+            and snapshot, and every minute) are taken again, to the same bits if no worker processes
+            draw random numbers.
+        progress: show bars on a terminal.
+
+    Returns:
+        The test readings before and after.
+
+    Raises:
+        AnalysisError: for names, files and settings that do not work.
+        ProbeError: likewise for layers and labels.
+    """
+    path = Path(path)
+    _refuse_confusion(path, settings, resume)
+    saved = path / "resume.pt"
+    checkpoint = load_checkpoint(saved) if resume and saved.exists() else None
+    job = _Job(settings, saved, progress)
+    done = -1 if checkpoint is None else int(checkpoint["step"])
+    config = {**asdict(settings), "data_fingerprint": job.data.fingerprint()}
+    with Run(path, config, resume_at=done if resume else None) as run, job.probes:
+        if read_config(path).get("data_fingerprint") != config["data_fingerprint"]:
+            raise AnalysisError(
+                f"the data of {settings.data!r} are not those that {str(path)!r} began with."
+            )
+        if checkpoint is None:
+            job.measure_fitted(run)
+            job.save()
+        else:
+            job.restore(checkpoint)
+        job.train(run)
+        if not any(step == job.total and r.split == "test" for step, r in run.probe_results()):
+            job.measure_fitted(run)
+        tests = [result for _, result in run.probe_results() if result.split == "test"]
+        own = tests[-1].references[0].model_error
+        metrics = {} if own is None else {"hparam/test_error": own}
+        run.events.add_hparams(asdict(settings), metrics)
+    return tests[0], tests[-1]
+
+
+class _Job:
+    """The model, its optimizer, data and probes, and how far they are."""
+
+    def __init__(self, settings: TrainSettings, saved: Path, progress: bool):
+        self.settings, self._saved, self._progress = settings, saved, progress
+        self.data = load_data(
+            settings.data,
+            data_dir=settings.data_dir,
+            image_size=settings.image_size,
+            rgb=settings.rgb,
+            seed=settings.seed,
+        )
+        torch.manual_seed(settings.seed)
+        self.model = load_model(settings.model, self.data.num_classes).to(_device(settings.device))
+        if settings.optimizer not in _OPTIMIZERS:
+            raise AnalysisError(f"unknown optimizer {settings.optimizer!r}; use {', '.join(_OPTIMIZERS)}.")
+        self.optimizer = _OPTIMIZERS[settings.optimizer](self.model.parameters(), settings.lr)
+        layers = "auto" if settings.probe == ("auto",) else settings.probe
+        self.probes = ProbeSet(
+            self.model,
+            layers,
+            self.data.num_classes,
+            exclude=settings.exclude,
+            reduce=settings.reduce,
+            lr=settings.probe_lr,
+            seed=settings.seed,
+        )
+        _try_model(self.model, self.data.train)
+        self.step = 0
+        self._losses: list[torch.Tensor] = []  # since the last evaluation
+        self.per_epoch = len(_batches(self.data.train, settings, 0))
+        self.total = self.per_epoch * settings.epochs
+        self._evaluate = Schedule(settings.evaluate).steps(self.total, self.per_epoch)
+        self._snapshots = Schedule(settings.snapshots).steps(self.total, self.per_epoch)
+
+    def loader(self, split: Any, epoch: int | None = None, skip: int = 0) -> DataLoader[Any]:
+        """Batches of a split: in order, or shuffled for an epoch, from the `skip`-th on."""
+        # A generator of its own: starting a loader must not draw from the model's random stream.
+        common: dict[str, Any] = {"num_workers": self.settings.workers, "generator": torch.Generator()}
+        if epoch is None:
+            return DataLoader(split, batch_size=4 * self.settings.batch_size, **common)
+        return DataLoader(split, batch_sampler=_batches(split, self.settings, epoch)[skip:], **common)
+
+    def measure_fitted(self, run: Run) -> None:
+        """Fit fresh probes to the model held fixed; read them on test data (at first on validation too)."""
+        valid, test = self.loader(self.data.valid), self.loader(self.data.test)
+        epochs, bars = self.settings.fit_epochs, self._progress
+        fitted = self.probes.fit(_Shuffled(self), valid, max_epochs=epochs, patience=2, progress=bars)
+        if self.step == 0:
+            run.log(fitted, 0)
+            run.snapshot(self.model, 0, epoch=0.0)
+        run.log(self.probes.evaluate(test, split="test", progress=bars), self.step)
+
+    def train(self, run: Run) -> None:
+        """Take the steps that are left."""
+        device, last_saved = next(self.model.parameters()).device, time.monotonic()
+        disable = None if self._progress else True
+        with tqdm(total=self.total, initial=self.step, unit="step", disable=disable) as bar:
+            for x, y in self._remaining():
+                self.model.train()
+                loss = _loss(self.model(x.to(device)), y.to(device))
+                loss.backward()
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                self.probes.step(y)
+                self.step += 1
+                self._losses.append(loss.detach())
+                bar.update()
+                evaluates, snaps = self.step in self._evaluate, self.step in self._snapshots
+                if evaluates:
+                    self._measure(run, bar)
+                if snaps:
+                    run.snapshot(self.model, self.step, epoch=self.step / self.per_epoch, loss=float(loss))
+                if evaluates or snaps or time.monotonic() - last_saved > _CHECKPOINT_SECONDS:
+                    self.save()
+                    last_saved = time.monotonic()
+
+    def _measure(self, run: Run, bar: tqdm[Any]) -> None:
+        mean_loss = float(torch.stack(self._losses).double().mean())
+        self._losses = []
+        run.log(self.probes.evaluate(self.loader(self.data.valid), progress=self._progress), self.step)
+        run.log_scalars({"model/train/loss": mean_loss}, self.step)
+        bar.set_postfix(loss=f"{mean_loss:.4f}")
+
+    def _remaining(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for epoch in range(self.step // self.per_epoch, self.settings.epochs):
+            yield from self.loader(self.data.train, epoch, self.step - epoch * self.per_epoch)
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        state = {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "probes": self.probes.state_dict(),
+            "losses": list(self._losses),
+            "random": random_state(),
+        }
+        save_checkpoint(self._saved, state)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a checkpoint."""
+        self.step = int(state["step"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.probes.load_state_dict(state["probes"])
+        self._losses = list(state["losses"])
+        restore_random_state(state["random"])
+
+
+class _Shuffled:
+    """Training batches in a new order at each pass, the same orders every time."""
+
+    def __init__(self, job: _Job):
+        self._job, self._passes = job, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self._passes += 1
+        return iter(self._job.loader(self._job.data.train, -self._passes))
+
+
+def _batches(split: Any, settings: TrainSettings, epoch: int) -> list[list[int]]:
+    """Indices of an epoch's batches; a last batch of a single example, which BatchNorm refuses, is left out."""
+    generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
+    order = torch.randperm(len(split), generator=generator)
+    batches = [part.tolist() for part in order.split(settings.batch_size)]
+    return batches[:-1] if len(batches[-1]) == 1 < len(batches) else batches
+
+
+def _loss(output: Any, y: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the logits, and with less weight of auxiliary heads' logits in a tuple."""
+    if isinstance(output, torch.Tensor):
+        return F.cross_entropy(output, y)
+    main, *auxiliary = [part for part in output if isinstance(part, torch.Tensor)]
+    loss = F.cross_entropy(main, y)
+    for logits in auxiliary:
+        loss = loss + _AUXILIARY_WEIGHT * F.cross_entropy(logits, y)
+    return loss
+
+
+def _try_model(model: nn.Module, split: Any) -> None:
+    """Refuse images that the model cannot take before anything long begins."""
+    device = next(model.parameters()).device
+    x = torch.stack([torch.as_tensor(split[i][0]) for i in range(2)]).to(device)
+    try:
+        with preserved_random_state(), torch.no_grad():
+            model.eval()(x)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise AnalysisError(
+            f"the model cannot take images of shape {tuple(x.shape[1:])}: {reason}; --rgb gives three "
+            "channels and --image-size another size."
+        ) from error
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise AnalysisError(f"there is no device {name!r} here; use --device cpu.") from error
+
+
+def _refuse_confusion(path: Path, settings: TrainSettings, resume: bool) -> None:
+    """A run directory holds one run, and only `--resume` goes on with it."""
+    config = path / "config.json"
+    if not resume:
+        if config.exists():
+            raise AnalysisError(f"{str(path)!r} holds a run already; add --resume to go on, or choose another --run.")
+        return
+    if not config.exists():
+        raise AnalysisError(f"there is no run in {str(path)!r} to resume; leave --resume out to start it.")
+    before, now = read_config(path), json.loads(json.dumps(asdict(settings)))
+    changed = [key for key, value in now.items() if before.get(key, value) != value]
+    if changed:
+        key = changed[0]
+        raise AnalysisError(
+            f"the run in {str(path)!r} was started with {key}={before[key]!r}, not {now[key]!r}; resume it with "
+            "the same settings, or choose another --run."
+        )
