@@ -129,7 +129,7 @@ class Bank:
         group.set_gradients(gradient, x, self._sum, group.fault)
 
     def _fix_units(self, y: torch.Tensor) -> torch.Tensor:
-        """Shift and scale (2, width) that standardise the first batch's values, so that one rate suits all."""
+        """Shift and scale (2, width) that standardise the first batch: one rate then suits all units."""
         n = self._sum(torch.full((), float(len(y)), device=y.device))
         mean = self._sum(y.sum(0)) / n
         std = (self._sum((y - mean).square().sum(0)) / n).sqrt()
@@ -139,7 +139,8 @@ class Bank:
         if name not in self._units:
             return y
         shift, scale = self._units[name].to(y.device)
-        return (y - shift) / scale
+        standard: torch.Tensor = (y - shift) / scale
+        return standard
 
     def _sum(self, value: torch.Tensor) -> torch.Tensor:
         if self._process_group is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -238,8 +238,8 @@ class ProbeSet:
         odd = {layer: len(x) for layer, (x, _) in batch.items() if len(x) != examples}
         if odd and len(odd) == len(batch) and len(set(odd.values())) == 1:
             raise ProbeError(
-                f"{examples} labels were given for a batch of {next(iter(odd.values()))} examples; pass step() "
-                "the labels of the last batch that the model saw."
+                f"{examples} labels were given for a batch of {next(iter(odd.values()))} examples; pass "
+                "step() the labels of the last batch that the model saw."
             )
         for layer, rows in odd.items():
             problem = (
@@ -352,9 +352,8 @@ class ProbeSet:
                 summary = t.summary(values[t.counted(values)])
                 summaries[name] = summaries[name] + summary if name in summaries else summary
             logits, answer = _first_tensor(output), labels.values[primary]
-            if isinstance(target, Classification) and logits is not None and answer.ndim == 1:
-                if logits.shape == (len(answer), target.num_classes):
-                    own.add((logits.argmax(1) != answer).double()[:, None], target.counted(answer)[:, None])
+            if _answers(logits, answer, target):
+                own.add((logits.argmax(1) != answer).double()[:, None], target.counted(answer)[:, None])
         if not tallies:
             raise ProbeError(f"the loader of split {split!r} gave no batch, so there is nothing to measure.")
         if self._process_group is not None:
@@ -447,7 +446,8 @@ def default_forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
     elif isinstance(batch, Sequence) and len(batch) >= 2:
         return model(batch[0]), batch[1]
     raise ProbeError(
-        "batches are neither (x, y) nor dicts with labels; pass forward=lambda model, batch: (output, labels)."
+        "batches are neither (x, y) nor dicts with labels; pass "
+        "forward=lambda model, batch: (output, labels)."
     )
 
 
@@ -466,8 +466,11 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _to(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, (torch.Tensor, PackedSequence)):
-        return batch.to(device)
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, PackedSequence):
+        moved: PackedSequence = batch.to(device)  # type: ignore[arg-type]  # torch's stub is wrong
+        return moved
     if isinstance(batch, Mapping):
         return {key: _to(value, device) for key, value in batch.items()}
     if isinstance(batch, (tuple, list)):
@@ -482,6 +485,13 @@ def _first_tensor(output: Any) -> torch.Tensor | None:
     if logits is None and isinstance(output, (tuple, list)) and output:
         logits = output[0]
     return logits if isinstance(logits, torch.Tensor) else None
+
+
+def _answers(logits: torch.Tensor | None, y: torch.Tensor, target: Target) -> TypeGuard[torch.Tensor]:
+    """Whether a model's output has one number per class for each of these labels."""
+    if not isinstance(target, Classification) or logits is None or y.ndim != 1:
+        return False
+    return logits.shape == (len(y), target.num_classes)
 
 
 def _token_mask(kwargs: Mapping[str, Any]) -> torch.Tensor | None:

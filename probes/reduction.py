@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
@@ -152,16 +153,24 @@ def _parse_one(text: str) -> Reduction:
     word, colon, number = text.partition(":")
     if colon and not (number.isdigit() and int(number) > 0):
         raise ProbeError(f"the reduction {text!r} needs a positive whole number after its colon.")
-    size = {"size": int(number)} if colon else {}
-    k = {"k": int(number)} if colon else {}
-    if word in ("avg", "max"):
-        return Pool(word, **size)  # type: ignore[arg-type]
-    if word in ("subset", "project"):
-        return (Subset if word == "subset" else Project)(**k)
-    if word == "auto":
-        return Auto(**({"limit": int(number)} if colon else {}))
-    if word in ("cls", "mean", "last", "flatten", "positions") and not colon:
-        return {"flatten": Flatten(), "positions": Positions()}.get(word) or Token(word)  # type: ignore[arg-type]
+    numbered: dict[str, Callable[..., Reduction]] = {
+        "avg": partial(Pool, "avg"),
+        "max": partial(Pool, "max"),
+        "subset": Subset,
+        "project": Project,
+        "auto": Auto,
+    }
+    plain: dict[str, Reduction] = {
+        "flatten": Flatten(),
+        "positions": Positions(),
+        "cls": Token("cls"),
+        "mean": Token("mean"),
+        "last": Token("last"),
+    }
+    if word in numbered:
+        return numbered[word](int(number)) if colon else numbered[word]()
+    if word in plain and not colon:
+        return plain[word]
     raise ProbeError(
         f"unknown reduction {text!r}; use auto[:limit], flatten, avg[:grid], max[:grid], cls, mean, last, "
         "subset:k, project:k or positions, or several separated by commas."
@@ -256,7 +265,7 @@ def _pool(features: Features, spec: Pool) -> Features:
             return Features(features.value.amax(dims), 1)
         return Features(features.value.mean(dims, dtype=torch.float32), 1)
     pool = F.adaptive_avg_pool2d if spec.kind == "avg" else F.adaptive_max_pool2d
-    pooled: torch.Tensor = pool(features.channels_first().float(), spec.size)  # type: ignore[operator]
+    pooled: torch.Tensor = pool(features.channels_first().float(), spec.size)
     return Features(pooled, 1)
 
 

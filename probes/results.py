@@ -101,13 +101,14 @@ class ProbeResult:
         for r in self.readings:
             tail = f"  {r.target}" if len(names) > 1 else ""
             lines.append(
-                f"{r.layer:<{width}}  {100 * r.error:6.2f} ±{100 * r.error_se:5.2f}  {r.loss:7.4f} ±{r.loss_se:.4f}"
-                f"  {r.features:8d}  {r.reduction}{tail}"
+                f"{r.layer:<{width}}  {100 * r.error:6.2f} ±{100 * r.error_se:5.2f}"
+                f"  {r.loss:7.4f} ±{r.loss_se:.4f}  {r.features:8d}  {r.reduction}{tail}"
             )
         for ref in self.references:
             own = "" if ref.model_error is None else f", the model's own {100 * ref.model_error:.2f}%"
             name = f" ({ref.target})" if len(names) > 1 else ""
             lines.append(
-                f"{self.split}{name}: {ref.n:,} rows; majority class {100 * ref.majority_error:.2f}% wrong{own}"
+                f"{self.split}{name}: {ref.n:,} rows; "
+                f"majority class {100 * ref.majority_error:.2f}% wrong{own}"
             )
         return "\n".join(lines)

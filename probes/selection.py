@@ -78,7 +78,20 @@ class Selection:
 
     def may_hold_operations(self, scope: str, module: nn.Module) -> bool:
         """Whether an operation that runs directly in this module could be wanted."""
-        return not _is_primitive(module) and any(m.may_hold_operations(scope) for m in self._include)
+        return not _is_primitive(module) and any(m.may_hold_operations(scope, module) for m in self._include)
+
+    def concerned(self, model: nn.Module) -> set[str]:
+        """Paths of the modules whose calls matter: those that may be wanted, and the model itself.
+
+        Where an operation is wanted, all do: it must be known whose code it runs in.
+        """
+        modules = dict(model.named_modules())
+        if any(self.may_hold_operations(*module) for module in modules.items()):
+            return set(modules)
+        return {"", *(path for path, module in modules.items() if self._may_want(path, module))}
+
+    def _may_want(self, path: str, module: nn.Module) -> bool:
+        return any(matcher.may_want(path, module) for matcher in self._include)
 
     def unmatched(self, candidates: Iterable[HookPoint]) -> list[Pattern]:
         """The patterns that none of these module calls and operations satisfies."""
@@ -168,26 +181,36 @@ class _Matcher:
             return point.name == self.pattern
         return isinstance(self.pattern, re.Pattern) and self.pattern.fullmatch(point.name) is not None
 
-    def may_hold_operations(self, scope: str) -> bool:
+    def may_hold_operations(self, scope: str, module: nn.Module) -> bool:
         if isinstance(self.pattern, str):
+            if self.glob in (INPUT, OUTPUT) or self.leaf in module._modules:  # named: no operation is meant
+                return False
             # A glob matches its own text, so this asks whether some name in the scope could match.
             example = re.sub(r"\[(.).*?\]", r"\1", self.leaf)
             named = re.search("[A-Za-z]", self.leaf) is not None
             return named and self._name.fullmatch(f"{scope}.{example}".lstrip(".")) is not None
         return not isinstance(self.pattern, type)
 
+    def may_want(self, path: str, module: nn.Module) -> bool:
+        """Whether some call of this module could satisfy the pattern."""
+        if isinstance(self.pattern, type):
+            return isinstance(module, self.pattern)
+        if not isinstance(self.pattern, str):
+            return True
+        call = _glob_regex(re.sub(r"_\d+$", "", self.glob))  # `relu_2` is the third call of `relu`
+        return (self._name.fullmatch(path) or call.fullmatch(path)) is not None
+
     def possible(self, modules: dict[str, nn.Module]) -> bool:
         if isinstance(self.pattern, type):
-            return any(isinstance(m, self.pattern) for m in modules.values())
+            return any(self.may_want(*module) for module in modules.items())
         if not isinstance(self.pattern, str):
             return True
         if self.glob in (INPUT, OUTPUT):
             return True
-        call = _glob_regex(re.sub(r"_\d+$", "", self.glob))  # `relu_2` is the third call of `relu`
-        if any(path and (self._name.fullmatch(path) or call.fullmatch(path)) for path in modules):
+        if any(path and self.may_want(path, module) for path, module in modules.items()):
             return True
-        scopes = (path for path, module in modules.items() if not _is_primitive(module))
-        return _may_be_operation(self.leaf) and any(self.may_hold_operations(path) for path in scopes)
+        scopes = [(path, module) for path, module in modules.items() if not _is_primitive(module)]
+        return _may_be_operation(self.leaf) and any(self.may_hold_operations(*scope) for scope in scopes)
 
 
 def _as_list(patterns: Pattern | Iterable[Pattern]) -> list[Pattern]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -59,7 +60,9 @@ class Taps:
         self._calls: Counter[str] = Counter()
         self._order: list[str] = []
         self._live = self._complete = False
-        self._hooks = {path: self._hook(module) for path, module in model.named_modules()}
+        concerned = selection.concerned(model)
+        self._hooks = {path: self._hook(m) for path, m in model.named_modules() if path in concerned}
+        _forget_compiled(model)
 
     def _hook(self, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
         return [
@@ -75,6 +78,7 @@ class Taps:
             for handle in handles:
                 handle.remove()
         self._hooks.clear()
+        _forget_compiled(self._model)
 
     def candidates(self) -> list[HookPoint]:
         """Every module call and operation met so far, in execution order."""
@@ -187,18 +191,31 @@ class Taps:
         wanted = [point for points in self._wanted.values() for point in points]
         scopes = {point.scope for point in wanted if point.kind == "operation"}
         useful = {"", *(point.scope for point in wanted)}
+        pruned = False
         for path, callers in self._called_from.items():
-            if path not in useful and not callers & scopes:
-                for handle in self._hooks.pop(path, ()):
+            if path not in useful and not callers & scopes and path in self._hooks:
+                for handle in self._hooks.pop(path):
                     handle.remove()
+                pruned = True
+        if pruned:
+            _forget_compiled(self._model)
+
+
+def _forget_compiled(model: nn.Module) -> None:
+    """Have `torch.compile` compile this model's code anew: what it has compiled ignores changes of hooks."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    if dynamo is not None:
+        for kind in {type(module) for module in model.modules()}:
+            dynamo.reset_code(kind.forward.__code__)
 
 
 class _Hook:
     """A hook that stays behind when its model is copied or pickled: the copy's does nothing."""
 
     def __init__(self, run: Callable[..., None]):
-        self._run = torch.compiler.disable(run)
+        self._run = run
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any) -> None:
         self._run(*args)
 
