@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,8 +38,8 @@ class Bank:
     written out (for a softmax: D = (p - one_hot) / n, dW = D^T X), so no autograd graph exists that could
     reach the model. Standardisation is folded into the weights: the features are read, never rewritten.
 
-    Adam moves each weight by about its rate, so a logit moves by about sqrt(size) rates: the rate of a
-    weight is lr / sqrt(size), and one lr suits every layer.
+    Standardised features are divided by the square root of their number, so that a layer's feature vector
+    has length 1 on average and one learning rate suits every layer.
 
     Rows are averaged over the batch, and over the processes of `process_group` if one is given.
     """
@@ -80,10 +79,10 @@ class Bank:
         self.groups.append(group)
         if self._optimizer is None:
             fused = group.mean.device.type in ("cpu", "cuda")
-            self._optimizer = torch.optim.Adam([{"params": []}], fused=fused)
-        for lr, weight, bias in zip(self.lrs, group.weights, group.biases, strict=True):
-            params = {"params": [weight, bias], "lr": lr / math.sqrt(group.size)}
-            self._optimizer.add_param_group(params)
+            empty = [{"params": [], "lr": lr} for lr in self.lrs]
+            self._optimizer = torch.optim.Adam(empty, fused=fused)
+        for r, param_group in enumerate(self._optimizer.param_groups):
+            param_group["params"] += [group.weights[r], group.biases[r]]
 
     # -- training -----------------------------------------------------------------------------------
 
@@ -307,21 +306,26 @@ class _Group:
         self.mean = torch.where(bad[:, None], self.mean, self.mean + weight * difference)
         self.var = torch.where(bad[:, None], self.var, new_var)
 
+    def _scale(self) -> torch.Tensor:
+        """1 / (std sqrt(size)), and 0 for features that are constant up to rounding: they say nothing."""
+        constant = self.var <= (self.mean * _CONSTANT).square()
+        return torch.where(constant, 0, (self.var * self.size).rsqrt())
+
     def folded(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights (G, outputs, size) and biases (G, outputs) that act on the features as they are.
 
-        W (x - mean) / std + b = (W / std) x + (b - (W / std) mean).
+        W (x - mean) s + b = (W s) x + (b - (W s) mean), with s = 1 / (std sqrt(size)).
         """
         weight = torch.cat(self.weights, 1) if len(self.weights) > 1 else self.weights[0]
         bias = torch.cat(self.biases, 1) if len(self.biases) > 1 else self.biases[0]
-        weight = weight * _inverse_std(self.mean, self.var)[:, None]
+        weight = weight * self._scale()[:, None]
         return weight, bias - torch.bmm(weight, self.mean[..., None]).squeeze(2)
 
     def unfold(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
         """Set the parameters so that `folded()` gives these."""
         bias = bias + torch.bmm(weight, self.mean[..., None]).squeeze(2)
-        inverse = _inverse_std(self.mean, self.var)[:, None]
-        weight = torch.where(inverse > 0, weight / inverse, 0)
+        scale = self._scale()[:, None]
+        weight = torch.where(scale > 0, weight / scale, 0)
         outputs = self.biases[0].shape[1]
         for w, own in zip(self.weights, weight.split(outputs, 1), strict=True):
             w.copy_(own)
@@ -331,12 +335,12 @@ class _Group:
     def set_gradients(self, d: torch.Tensor, x: torch.Tensor, reduce: Any, fault: torch.Tensor) -> None:
         """Set the parameters' gradients from those in the logits, d (G, rows, outputs).
 
-        In standardised features z: dW = D^T z = (D^T x - (D^T 1) mean^T) / std.
+        In standardised features z: dW = D^T z = (D^T x - (D^T 1) mean^T) s.
         """
         bias = d.sum(1)
         weight = torch.bmm(d.transpose(1, 2), x)
         weight.baddbmm_(bias[..., None], self.mean[:, None], alpha=-1)
-        weight.mul_(_inverse_std(self.mean, self.var)[:, None])
+        weight.mul_(self._scale()[:, None])
         weight, bias = reduce(weight), reduce(bias)
         if weight.is_cuda:  # elsewhere a fault stops the step; here it is seen later
             weight = weight.masked_fill(fault[:, None, None], 0)
@@ -375,9 +379,3 @@ class _Group:
             p.copy_(value)
             if moment:
                 optimizer.state[p] = {k: v.to(device) for k, v in moment.items()}
-
-
-def _inverse_std(mean: torch.Tensor, var: torch.Tensor) -> torch.Tensor:
-    """1 / std, and 0 for features that are constant up to rounding: they say nothing."""
-    constant = var <= (mean * _CONSTANT).square()
-    return torch.where(constant, 0, var.rsqrt())

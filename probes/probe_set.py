@@ -52,8 +52,8 @@ class ProbeSet:
         exclude: patterns like `layers` for what to leave out.
         reduce: how features become few numbers per example: a reduction, its text (`"auto"`, `"avg:2"`,
             `"subset:1000"`, see `parse_reduction`), or these by glob, the first match counting.
-        lr: Adam's learning rate, divided by the square root of the features for each probe; or several:
-            each layer then has a probe per rate and shows the best.
+        lr: Adam's learning rate, one for probes of every size; or several: each layer then has a probe per
+            rate and shows the best.
         forward: `forward(model, batch) -> (output, labels)`, for `evaluate` and `fit`; see
             `default_forward`.
         seed: of the random subsets and projections, with each layer's name.
