@@ -9,18 +9,20 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from .errors import ProbeError
+from .selection import INPUT
 
 __all__ = ["Features", "Layout", "infer_layout"]
 
-_CHANNELS_FIRST_1D = (
-    nn.Conv1d,
-    nn.ConvTranspose1d,
+_CHANNELS_FIRST = (
+    nn.modules.conv._ConvNd,
     nn.modules.batchnorm._BatchNorm,
+    nn.GroupNorm,
     nn.modules.pooling._MaxPoolNd,
     nn.modules.pooling._AvgPoolNd,
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveMaxPool1d,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
 )
+_CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,8 @@ class Layout:
 def infer_layout(value: torch.Tensor | PackedSequence, module: nn.Module, name: str) -> Layout:
     """Read the layout off a value and the module it came from.
 
-    A 3-D value is a sequence (B, T, C), or (T, B, C) where the module holds a recurrent or attention part
-    with `batch_first=False`; 1-D convolution, pooling and BatchNorm give (B, C, L). A 4-D value is
-    (B, C, H, W) or (B, H, W, C), see `_map_channel`. Others have their channels second.
+    Channels are the second dimension or the last one, see `_channel`. The batch comes first, or second
+    where a 3-D value's module holds a recurrent or attention part with `batch_first=False`.
 
     Raises:
         ProbeError: for a value without a batch dimension.
@@ -87,20 +88,36 @@ def infer_layout(value: torch.Tensor | PackedSequence, module: nn.Module, name: 
         raise ProbeError(
             f"layer {name!r} gives one number per example; a probe needs at least two dimensions."
         )
-    if value.ndim == 3 and not isinstance(module, _CHANNELS_FIRST_1D):
-        second = any(getattr(part, "batch_first", True) is False for part in module.modules())
-        return Layout(1 if second else 0, 2)
-    return Layout(0, _map_channel(tuple(value.shape), module) if value.ndim == 4 else 1)
+    if value.ndim == 3 and any(getattr(part, "batch_first", True) is False for part in module.modules()):
+        return Layout(1, 2)
+    # A whole model's parts say nothing about what it is fed with.
+    return Layout(0, _channel(tuple(value.shape), nn.Identity() if name == INPUT else module))
 
 
-def _map_channel(shape: tuple[int, ...], module: nn.Module) -> int:
-    """1 for (B, C, H, W), 3 for (B, H, W, C).
+def _channel(shape: tuple[int, ...], module: nn.Module) -> int:
+    """1 for (B, C, L) and (B, C, H, W), the last dimension for (B, T, C) and (B, H, W, C).
 
-    Evidence in this order: a dimension that a norm's or bias's length in the module names; the two equal
-    dimensions, since images are mostly square; PyTorch's own convention.
+    There are two kinds of evidence: the channels are as many as some norm or bias of the module has
+    numbers, and images are mostly square. Where they fail or contradict each other, a convolution in the
+    module means channels first, and other weights, as those of attention, channels last.
     """
+    last = len(shape) - 1
+    if last == 1 or isinstance(module, _CHANNELS_FIRST):
+        return 1
+    if isinstance(module, _CHANNELS_LAST):
+        return last
     lengths = {parameter.shape[0] for parameter in module.parameters() if parameter.ndim == 1}
-    first, last = shape[1] in lengths, shape[3] in lengths
-    if first != last:
-        return 1 if first else 3
-    return 3 if shape[1] == shape[2] != shape[3] else 1
+    evidence = set(_one_of(1, shape[1] in lengths, last, shape[last] in lengths))
+    if last > 2:
+        evidence |= set(_one_of(1, shape[-2] == shape[-1], last, shape[-3] == shape[-2]))
+    if len(evidence) == 1:
+        return evidence.pop()
+    convolutions = (part for part in module.modules() if isinstance(part, nn.modules.conv._ConvNd))
+    if any(part.weight.ndim == len(shape) for part in convolutions):
+        return 1
+    return last if lengths or last == 2 else 1
+
+
+def _one_of(first: int, is_first: bool, last: int, is_last: bool) -> tuple[int, ...]:
+    """What speaks for one and not for the other."""
+    return () if is_first == is_last else (first if is_first else last,)
