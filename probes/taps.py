@@ -165,7 +165,8 @@ class Taps:
                         f"layer {point.name!r} holds no tensor of floating-point features; leave it out, or "
                         f"name the element that does, as in '{candidate.name}:1'."
                     )
-                self._receiver.receive(point, value)
+                with torch._C.DisableTorchFunction():  # hidden from other modes, such as other taps'
+                    self._receiver.receive(point, value)
                 self._order.append(point.name)
             except ProbeError as error:
                 self.error = error
