@@ -259,6 +259,8 @@ def _select(value: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def _pool(features: Features, spec: Pool) -> Features:
+    if spec.size == 1 and features.valid is not None:
+        return Features(_token(features, "mean") if spec.kind == "avg" else _valid_maximum(features), 1)
     if spec.size == 1:
         dims = tuple(i for i in range(1, features.value.ndim) if i != features.channel)
         if spec.kind == "max":
@@ -269,10 +271,14 @@ def _pool(features: Features, spec: Pool) -> Features:
     return Features(pooled, 1)
 
 
+def _valid_maximum(features: Features) -> torch.Tensor:
+    assert features.valid is not None
+    value = features.channels_last()
+    return value.masked_fill(~features.valid[..., None], float("-inf")).amax(1)
+
+
 def _token(features: Features, which: str) -> torch.Tensor:
     value, valid = features.channels_last(), features.valid
-    if which == "cls":
-        return value[:, 0]
     if which == "mean":
         if valid is None:
             return value.mean(1, dtype=torch.float32)
@@ -280,7 +286,8 @@ def _token(features: Features, which: str) -> torch.Tensor:
         weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
         return torch.einsum("bt,btc->bc", weights, value.masked_fill(~valid[..., None], 0).float())
     if valid is None:
-        return value[:, -1]
+        return value[:, 0 if which == "cls" else -1]
     steps = torch.arange(valid.shape[1], device=valid.device)
+    first = valid.int().argmax(1)  # the earliest of equal ones
     last = torch.where(valid, steps, 0).amax(1)
-    return value[torch.arange(len(value), device=value.device), last]
+    return value[torch.arange(len(value), device=value.device), first if which == "cls" else last]
