@@ -98,12 +98,15 @@ class Bank:
         for name, target in self.targets.items():
             if isinstance(target, Regression) and name not in self._units:
                 self._units[name] = self._fix_units(labels.values[name].flatten(0, -2))
-        for group in self.groups:
-            x = group.gather(features)
-            group.prepare(x, self._sum)
-            self._set_gradients(group, x, labels)
-        on_gpu = any(group.mean.is_cuda for group in self.groups)
-        if not on_gpu or self.steps % _CHECK_EVERY == 0:
+        rows = [group.gather(features) for group in self.groups]
+        moments = [group.moments(x, self._sum) for group, (x, _) in zip(self.groups, rows, strict=True)]
+        looks = self.steps % _CHECK_EVERY == 0 or not any(group.mean.is_cuda for group in self.groups)
+        if looks:
+            self.raise_faults()  # before anything has changed
+        for group, (x, positions), found in zip(self.groups, rows, moments, strict=True):
+            group.take_in(*found)
+            self._set_gradients(group, x, positions, labels)
+        if looks:
             self.raise_faults()
         assert self._optimizer is not None
         self._optimizer.step()
@@ -111,13 +114,15 @@ class Bank:
         for group in self.groups:
             group.steps += 1
 
-    def _set_gradients(self, group: _Group, x: torch.Tensor, labels: Labels) -> None:
+    def _set_gradients(
+        self, group: _Group, x: torch.Tensor, positions: tuple[int, ...], labels: Labels
+    ) -> None:
         weight, bias = group.folded()
         logits = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))  # (G, rows, outputs)
         gradient = torch.empty_like(logits)
         column = 0
         for probe, (name, target) in enumerate(list(self.targets.items()) * len(self.lrs)):
-            y, counted = labels.rows(name, group.positions, group.layers[0])
+            y, counted = labels.rows(name, positions, group.layers[0])
             block = slice(column, column := column + target.width)
             loss, d = target.loss_and_gradient(logits[..., block], self._standard(name, y))
             rows = self._sum(counted.sum().float()).clamp(min=1)
@@ -185,7 +190,7 @@ class Bank:
             present = [i for i, layer in enumerate(group.layers) if layer in features]
             if not present:
                 continue
-            x = group.gather(features, present)
+            x, positions = group.gather(features, present)
             weight, bias = group.folded()
             logits = torch.baddbmm(bias[present][:, None], x, weight[present].transpose(1, 2))
             if not bool(logits.isfinite().all()):
@@ -193,7 +198,7 @@ class Bank:
                 self.raise_faults()
             blocks = logits.split([t.width for t in self.targets.values()] * len(self.lrs), dim=2)
             for t, (name, target) in enumerate(self.targets.items()):
-                y, counted = labels.rows(name, group.positions, group.layers[0])
+                y, counted = labels.rows(name, positions, group.layers[0])
                 outputs = torch.stack(blocks[t :: len(self.targets)])  # (lrs, G, rows, width)
                 if name in self._units:
                     shift, scale = self._units[name].to(outputs.device)
@@ -273,27 +278,39 @@ class _Group:
     ):
         count = len(layers)
         self.layers, self.size, self.positions = list(layers), size, positions
-        self.weights = [torch.zeros(count, outputs, size, device=device) for _ in range(lrs)]
-        self.biases = [torch.zeros(count, outputs, device=device) for _ in range(lrs)]
-        self.mean = torch.zeros(count, size, device=device)
-        self.var = torch.ones(count, size, device=device)
-        self.score = torch.full((count, lrs * targets), float("inf"), device=device)
+        real: Any = {"dtype": torch.float32, "device": device}  # whatever the user's default dtype is
+        self.weights = [torch.zeros(count, outputs, size, **real) for _ in range(lrs)]
+        self.biases = [torch.zeros(count, outputs, **real) for _ in range(lrs)]
+        self.mean = torch.zeros(count, size, **real)
+        self.var = torch.ones(count, size, **real)
+        self.score = torch.full((count, lrs * targets), float("inf"), **real)
         self.fault = torch.zeros(count, dtype=torch.bool, device=device)
         self.steps = 0
 
     def gather(
         self, features: Mapping[str, torch.Tensor], which: Sequence[int] | None = None
-    ) -> torch.Tensor:
-        """Rows of these layers, (G, rows, size)."""
-        wanted = [features[self.layers[i]] for i in (range(len(self.layers)) if which is None else which)]
-        rows = [x.reshape(-1, self.size).to(self.mean.device) for x in wanted]
-        return rows[0][None] if len(rows) == 1 else torch.stack(rows)
+    ) -> tuple[torch.Tensor, tuple[int, ...]]:
+        """Rows of these layers, (G, rows, size), and the positions of each example in this batch."""
+        layers = self.layers if which is None else [self.layers[i] for i in which]
+        rows = [features[layer].reshape(-1, self.size).to(self.mean.device) for layer in layers]
+        positions = {tuple(features[layer].shape[1:-1]): layer for layer in layers}
+        if len(positions) > 1:
+            raise ProbeError(
+                f"layers {' and '.join(map(repr, positions.values()))} had the same positions before and now "
+                f"have {' and '.join(map(str, positions))}; keep the input size fixed."
+            )
+        return rows[0][None] if len(rows) == 1 else torch.stack(rows), next(iter(positions))
 
-    def prepare(self, x: torch.Tensor, reduce: Any) -> None:
-        """Update the running mean and variance of the features, (G, size); a batch with NaN leaves them."""
+    def moments(self, x: torch.Tensor, reduce: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and variance (G, size) of a batch's features; notes a fault where these are not finite."""
         n = reduce(torch.full((), float(x.shape[1]), device=x.device))
         mean = reduce(x.sum(1)) / n
         var = reduce(torch.sub(x, mean[:, None]).square_().sum(1)) / n
+        self.fault |= ~var.isfinite().all(1)
+        return mean, var
+
+    def take_in(self, mean: torch.Tensor, var: torch.Tensor) -> None:
+        """Update the running mean and variance with a batch's; those of a layer at fault stay."""
         # The running average of all batches at first, an exponential one later: features move as the
         # model trains. Chan's formula for the variance of a mixture.
         weight = max(1 / (self.steps + 1), _MOMENTUM)
@@ -301,10 +318,8 @@ class _Group:
         new_var = torch.lerp(self.var, var, weight) + weight * (1 - weight) * difference.square() * (
             self.steps > 0
         )
-        bad = ~var.isfinite().all(1)
-        self.fault |= bad
-        self.mean = torch.where(bad[:, None], self.mean, self.mean + weight * difference)
-        self.var = torch.where(bad[:, None], self.var, new_var)
+        self.mean = torch.where(self.fault[:, None], self.mean, self.mean + weight * difference)
+        self.var = torch.where(self.fault[:, None], self.var, new_var)
 
     def _scale(self) -> torch.Tensor:
         """1 / (std sqrt(size)), and 0 for features that are constant up to rounding: they say nothing."""

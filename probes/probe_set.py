@@ -199,16 +199,22 @@ class ProbeSet:
         self._train(batch, y)
 
     def _train(self, batch: Batch, y: torch.Tensor | Mapping[str, torch.Tensor]) -> None:
-        labels = self._labels(batch, y)
+        if not self._bank.steps:
+            # Probes that only `evaluate` has seen are all zero, and their layers may run in eval mode only.
+            self._bank, self._layers = self._new_bank(), []
+        labels = self._labels(batch, y, training=True)
         absent = [layer for layer in self._bank.specs if layer not in batch]
         if absent:
             raise ProbeError(
                 f"layer {absent[0]!r} did not run in this forward, though it did before; a probe needs its "
                 "layer in every training batch, so leave it out."
             )
-        self._bank.step({layer: x for layer, (x, _) in batch.items()}, labels)
+        with torch.autocast(labels.fault.device.type, enabled=False):
+            self._bank.step({layer: x for layer, (x, _) in batch.items()}, labels)
 
-    def _labels(self, batch: Batch, y: torch.Tensor | Mapping[str, torch.Tensor]) -> Labels:
+    def _labels(
+        self, batch: Batch, y: torch.Tensor | Mapping[str, torch.Tensor], *, training: bool
+    ) -> Labels:
         """Check what the forward gave against its labels, and give new layers their probes."""
         if self._taps.error is not None:
             error, self._taps.error = self._taps.error, None
@@ -218,14 +224,11 @@ class ProbeSet:
         device = next((x.device for x, _ in batch.values()), torch.device("cpu"))
         labels = Labels(y, self._targets, device)
         self._drop_or_refuse(batch, labels.examples)
-        self._layers = _merged([name for name in self._taps.order if name in batch], self._layers)
-        specs = self._bank.specs
-        new = [layer for layer in self._layers if layer in batch and layer not in specs]
-        if new:
-            found = (self._bound[layer] for layer in new)
-            self._bank.add(
-                [ProbeSpec(n, b.size, b.positions) for n, b in zip(new, found, strict=True)], device
-            )
+        ran, specs = [name for name in self._taps.order if name in batch], self._bank.specs
+        if training or not self._bank.steps:
+            found = {layer: self._bound[layer] for layer in ran if layer not in specs}
+            self._bank.add([ProbeSpec(n, b.size, b.positions) for n, b in found.items()], device)
+        self._layers = _merged([layer for layer in ran if layer in self._bank.specs], self._layers)
         for layer, (x, valid) in batch.items():
             if layer in specs and x.shape[-1] != specs[layer].size:
                 raise ProbeError(_size_changed(layer, specs[layer].size, x.shape[-1]))
@@ -289,19 +292,34 @@ class ProbeSet:
         Returns:
             The readings on `valid`, which for having chosen are a little too good.
         """
-        with self._model_held_fixed(loader):
-            self._bank = self._new_bank()
-            stopping: EarlyStopping | None = None
-            for epoch in range(max_epochs):
-                for _, batch, y in self._batches(loader, f"fit {epoch + 1}/{max_epochs}", progress):
-                    self._train(batch, y)
-                tallies = self._measure(valid, "valid", progress)[0]
-                stopping = stopping or EarlyStopping(self._bank, patience)
-                if stopping.update({key: tally.means()[0][:, 0] for key, tally in tallies.items()}):
-                    break
-            if stopping is not None:
-                stopping.restore()
-        return self.evaluate(valid, progress=progress)
+        previous, self._bank = self._bank, self._new_bank()
+        try:
+            with self._model_held_fixed(loader, valid):
+                self._fit(loader, valid, max_epochs, patience, progress)
+            return self.evaluate(valid, progress=progress)
+        except BaseException:
+            self._bank = previous
+            raise
+
+    def _fit(
+        self, loader: Iterable[Any], valid: Iterable[Any], max_epochs: int, patience: int, progress: bool
+    ) -> None:
+        stopping: EarlyStopping | None = None
+        for epoch in range(max_epochs):
+            before = self._bank.steps
+            for _, batch, y in self._batches(loader, f"fit {epoch + 1}/{max_epochs}", progress):
+                self._train(batch, y)
+            if self._bank.steps == before:
+                raise ProbeError(
+                    f"the training loader gave no batch in pass {epoch + 1}; pass one that can be iterated "
+                    "again and again, such as a list or a DataLoader."
+                )
+            tallies = self._measure(valid, "valid", progress)[0]
+            stopping = stopping or EarlyStopping(self._bank, patience)
+            if stopping.update({key: tally.means()[0][:, 0] for key, tally in tallies.items()}):
+                break
+        if stopping is not None:
+            stopping.restore()
 
     def _new_bank(self) -> Bank:
         return Bank(self._targets, self._lrs, self._process_group)
@@ -320,10 +338,8 @@ class ProbeSet:
             ProbeError: for a selection that matched nothing, unusable labels, features that are NaN, or
                 no batch at all.
         """
-        waiting = self._features
         with self._model_held_fixed(loader):
             tallies, summaries, own = self._measure(loader, split, progress)
-        self._features = waiting
         references = tuple(self._reference(name, summaries[name], own) for name in self._targets)
         readings = tuple(
             self._reading(layer, name, tallies[layer, name], summaries[name])
@@ -343,10 +359,11 @@ class ProbeSet:
         own = Tally()
         primary, target = next(iter(self._targets.items()))
         for output, batch, y in self._batches(loader, split, progress):
-            labels = self._labels(batch, y)
+            labels = self._labels(batch, y, training=False)
             if bool(labels.fault):
                 raise ProbeError(f"labels of split {split!r} are out of range for {self._targets}.")
-            self._bank.measure({layer: x for layer, (x, _) in batch.items()}, labels, tallies)
+            with torch.autocast(labels.fault.device.type, enabled=False):
+                self._bank.measure({layer: x for layer, (x, _) in batch.items()}, labels, tallies)
             for name, t in self._targets.items():
                 values = labels.values[name]
                 summary = t.summary(values[t.counted(values)])
@@ -401,16 +418,17 @@ class ProbeSet:
     # -- running the model --------------------------------------------------------------------------
 
     @contextmanager
-    def _model_held_fixed(self, loader: object) -> Iterator[None]:
-        """Eval mode, no gradients, our own forwards read; modes and random streams restored."""
+    def _model_held_fixed(self, *loaders: object) -> Iterator[None]:
+        """Eval mode, no gradients, our own forwards read; what was before is restored."""
         modes = [(module, module.training) for module in self.model.modules()]
-        with preserved_random_state(loader), torch.no_grad():
+        waiting = self._features  # of a training forward whose step is still to come
+        with preserved_random_state(*loaders), torch.no_grad():
             self._held = True
             self.model.eval()
             try:
                 yield
             finally:
-                self._held, self._features = False, None
+                self._held, self._features = False, waiting
                 for module, mode in modes:
                     module.training = mode
 

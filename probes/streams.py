@@ -49,13 +49,13 @@ def random_signs(rows: int, columns: int, *, seed: int, name: str) -> torch.Tens
 
 
 @contextmanager
-def preserved_random_state(loader: object = None) -> Iterator[None]:
-    """Restore Python's, NumPy's, torch's CPU and CUDA streams, and the loader's own, on leaving.
+def preserved_random_state(*loaders: object) -> Iterator[None]:
+    """Restore Python's, NumPy's, torch's CPU and CUDA streams, and the loaders' own, on leaving.
 
     Merely starting to iterate a `DataLoader` draws from torch's global stream.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    generators = _generators_of(loader)
+    generators = [generator for loader in loaders for generator in _generators_of(loader)]
     states = [generator.get_state() for generator in generators]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=devices):

@@ -59,7 +59,7 @@ class Taps:
         self._frames: list[_Frame] = []
         self._calls: Counter[str] = Counter()
         self._order: list[str] = []
-        self._live = self._complete = False
+        self._live = self._complete = self._all_matched = False
         concerned = selection.concerned(model)
         self._hooks = {path: self._hook(m) for path, m in model.named_modules() if path in concerned}
         _forget_compiled(model)
@@ -90,6 +90,8 @@ class Taps:
         Raises:
             ProbeError: naming the pattern, and whether it is unknown or never ran.
         """
+        if self._all_matched:
+            return
         for pattern in self._selection.unmatched(self._seen.values()):
             paths = set(self._paths.values())
             if isinstance(pattern, str) and pattern.partition(":")[0] in paths:
@@ -98,6 +100,7 @@ class Taps:
                     "(or, if the model is compiled, attach the probes before its first call)."
                 )
             raise ProbeError(no_such_layer(pattern, [INPUT, *self._seen, *sorted(paths - {""})]))
+        self._all_matched = True
 
     # -- one forward --------------------------------------------------------------------------------
 
