@@ -17,7 +17,10 @@ from .targets import Regression, Target
 __all__ = ["Bank", "ProbeSpec"]
 
 _CONSTANT = 1e-6  # a feature that varies less than this share of its mean is rounding noise
-_MOMENTUM = 0.01  # weight of a new batch in the running statistics, after the first hundred
+_LOOK_EVERY = 10  # steps between updates of the running statistics, after as many first steps
+_MOMENTUM = 0.1  # weight of a new batch in them
+_STACKED = 4096  # features up to which layers of equal size are stacked for one product
+_CACHED = 2**18  # numbers that fit a processor's cache
 _CHECK_EVERY = 100  # steps between looks at a GPU's fault flags, each of which waits for the GPU
 _SCORE_MOMENTUM = 0.02
 
@@ -34,8 +37,8 @@ class ProbeSpec:
 class Bank:
     """Softmax (or logistic, or linear) regressions on standardised features, trained by Adam.
 
-    Probes of equal input shape form a group and advance in one batched product. Their gradients are
-    written out (for a softmax: D = (p - one_hot) / n, dW = D^T X), so no autograd graph exists that could
+    Probes of equal input shape form a group and advance in one batched product, unless they are so large
+    that stacking their inputs costs more than it saves. Their gradients are written out (for a softmax: D = (p - one_hot) / n, dW = D^T X), so no autograd graph exists that could
     reach the model. Standardisation is folded into the weights: the features are read, never rewritten.
 
     Standardised features are divided by the square root of their number, so that a layer's feature vector
@@ -68,11 +71,12 @@ class Bank:
 
     def add(self, specs: Sequence[ProbeSpec], device: torch.device) -> None:
         """Give these layers probes, untrained: all weights zero, so every answer is equally likely."""
-        shapes: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+        shapes: dict[tuple[int, tuple[int, ...], str], list[str]] = {}
         for spec in specs:
-            shapes.setdefault((spec.size, spec.positions), []).append(spec.layer)
+            alone = spec.layer if spec.size > _STACKED else ""
+            shapes.setdefault((spec.size, spec.positions, alone), []).append(spec.layer)
         width = sum(target.width for target in self.targets.values())
-        for (size, positions), layers in shapes.items():
+        for (size, positions, _), layers in shapes.items():
             self._adopt(_Group(layers, size, positions, width, len(self.lrs), len(self.targets), device))
 
     def _adopt(self, group: _Group) -> None:
@@ -99,38 +103,47 @@ class Bank:
             if isinstance(target, Regression) and name not in self._units:
                 self._units[name] = self._fix_units(labels.values[name].flatten(0, -2))
         rows = [group.gather(features) for group in self.groups]
-        moments = [group.moments(x, self._sum) for group, (x, _) in zip(self.groups, rows, strict=True)]
+        moments = [
+            (group, *group.moments(x, self._sum))
+            for group, (x, _) in zip(self.groups, rows, strict=True)
+            if group.steps < _LOOK_EVERY or group.steps % _LOOK_EVERY == 0
+        ]
         looks = self.steps % _CHECK_EVERY == 0 or not any(group.mean.is_cuda for group in self.groups)
         if looks:
             self.raise_faults()  # before anything has changed
-        for group, (x, positions), found in zip(self.groups, rows, moments, strict=True):
-            group.take_in(*found)
+        for group, mean, var in moments:
+            group.take_in(mean, var)
+        losses = [
             self._set_gradients(group, x, positions, labels)
+            for group, (x, positions) in zip(self.groups, rows, strict=True)
+        ]
         if looks:
             self.raise_faults()
         assert self._optimizer is not None
         self._optimizer.step()
         self.steps += 1
-        for group in self.groups:
+        for group, loss in zip(self.groups, losses, strict=True):
+            group.note_losses(loss)
             group.steps += 1
 
     def _set_gradients(
         self, group: _Group, x: torch.Tensor, positions: tuple[int, ...], labels: Labels
-    ) -> None:
+    ) -> torch.Tensor:
+        """Prepare the optimizer's step; the mean losses (G, lrs x targets)."""
         weight, bias = group.folded()
         logits = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))  # (G, rows, outputs)
         gradient = torch.empty_like(logits)
-        column = 0
-        for probe, (name, target) in enumerate(list(self.targets.items()) * len(self.lrs)):
+        column, losses = 0, []
+        for name, target in list(self.targets.items()) * len(self.lrs):
             y, counted = labels.rows(name, positions, group.layers[0])
             block = slice(column, column := column + target.width)
             loss, d = target.loss_and_gradient(logits[..., block], self._standard(name, y))
             rows = self._sum(counted.sum().float()).clamp(min=1)
-            loss = loss.masked_fill(~counted, 0).sum(1) / rows
-            group.note_loss(probe, self._sum(loss))
-            group.fault |= ~loss.isfinite()
+            losses.append(self._sum(loss.masked_fill(~counted, 0).sum(1) / rows))
+            group.fault |= ~losses[-1].isfinite()
             gradient[..., block] = d.masked_fill_(~counted[..., None], 0).div_(rows)
         group.set_gradients(gradient, x, self._sum, group.fault)
+        return torch.stack(losses, 1)
 
     def _fix_units(self, y: torch.Tensor) -> torch.Tensor:
         """Shift and scale (2, width) that standardise the first batch: one rate then suits all units."""
@@ -305,7 +318,10 @@ class _Group:
         """Mean and variance (G, size) of a batch's features; notes a fault where these are not finite."""
         n = reduce(torch.full((), float(x.shape[1]), device=x.device))
         mean = reduce(x.sum(1)) / n
-        var = reduce(torch.sub(x, mean[:, None]).square_().sum(1)) / n
+        squares = torch.zeros_like(mean)
+        for part in x.split(max(1, _CACHED // mean.numel()), dim=1):  # a copy of x would not fit the cache
+            squares += (part - mean[:, None]).square_().sum(1)
+        var = reduce(squares) / n
         self.fault |= ~var.isfinite().all(1)
         return mean, var
 
@@ -363,12 +379,14 @@ class _Group:
         outputs = self.biases[0].shape[1]
         for r, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
             block = slice(r * outputs, (r + 1) * outputs)
-            w.grad, b.grad = weight[:, block], bias[:, block]
+            # torch's fused Adam on the CPU reads a strided gradient as if it were contiguous.
+            w.grad, b.grad = weight[:, block].contiguous(), bias[:, block].contiguous()
 
-    def note_loss(self, probe: int, loss: torch.Tensor) -> None:
-        """Keep a running average of the training loss (G,) of one of the probes on each layer."""
-        old = self.score[:, probe]
-        self.score[:, probe] = torch.where(old.isfinite(), torch.lerp(old, loss, _SCORE_MOMENTUM), loss)
+    def note_losses(self, loss: torch.Tensor) -> None:
+        """Keep a running average of the training losses (G, lrs x targets)."""
+        old = self.score
+        new = torch.where(old.isfinite(), torch.lerp(old, loss, _SCORE_MOMENTUM), loss)
+        self.score = torch.where(loss.isfinite(), new, old)
 
     def state_dict(self, optimizer: torch.optim.Adam | None) -> dict[str, Any]:
         moments = (

@@ -67,7 +67,8 @@ class Labels:
                 )
             for dim, (size, wanted) in enumerate(zip(given, positions, strict=True), start=1):
                 if size != wanted:
-                    nearest = torch.arange(wanted, device=y.device).add_(0.5).mul_(size / wanted).long()
+                    middles = torch.arange(wanted, dtype=torch.float64, device=y.device) + 0.5
+                    nearest = (middles * (size / wanted)).long()
                     y = y.index_select(dim, nearest)
             counted = target.counted(y)
             if positions in self._valid:

@@ -1,0 +1,326 @@
+"""The bank of probes: its gradients, its independence, its optimum, its state."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+
+from probes import Classification, MultiLabel, ProbeError, ProbeSet, Regression, Target
+from probes.bank import Bank, ProbeSpec
+from probes.labels import Labels
+
+from .models import CLASSES, ConvNet, Mlp, Tagger, images, vectors
+
+CPU = torch.device("cpu")
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def bank_of(targets: Mapping[str, Target], features: Mapping[str, torch.Tensor], lrs: Any = (0.03,)) -> Bank:
+    bank = Bank(targets, lrs)
+    bank.add([ProbeSpec(name, x.shape[-1], tuple(x.shape[1:-1])) for name, x in features.items()], CPU)
+    return bank
+
+
+def advance(bank: Bank, features: Mapping[str, torch.Tensor], y: Any, steps: int = 1) -> Bank:
+    for _ in range(steps):
+        bank.step(features, Labels(y, bank.targets, CPU))
+    return bank
+
+
+def outputs(bank: Bank, layer: str, x: torch.Tensor) -> torch.Tensor:
+    group, i = bank._find(layer)
+    weight, bias = group.folded()
+    return x.reshape(-1, group.size) @ weight[i].T + bias[i]
+
+
+TARGETS: dict[str, tuple[Target, torch.Tensor]] = {
+    "classes": (Classification(4), torch.tensor([0, 3, 1, 1, 2, 0, 3, 2, 1, 0])),
+    "ignored": (Classification(4, ignore_index=2), torch.tensor([0, 3, 1, 1, 2, 0, 3, 2, 1, 0])),
+    "tags": (MultiLabel(3), torch.randint(0, 2, (10, 3), generator=generator()).float()),
+    "numbers": (Regression(2), torch.randn(10, 2, generator=generator()) * 30 + 100),
+}
+
+
+def reference_loss(name: str, output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    if name == "ignored":
+        return F.cross_entropy(output, y, ignore_index=2)
+    if name == "classes":
+        return F.cross_entropy(output, y)
+    if name == "tags":
+        return F.binary_cross_entropy_with_logits(output, y.double())
+    std = (y - y.mean(0)) / y.std(0, unbiased=False)
+    return F.mse_loss(output, std.double())
+
+
+@pytest.mark.parametrize("chosen", [["classes"], ["ignored"], ["tags"], ["numbers"], list(TARGETS)])
+@pytest.mark.parametrize("lrs", [(0.03,), (0.3, 0.01)])
+def test_gradients_are_autograds(chosen: list[str], lrs: tuple[float, ...]) -> None:
+    """In float64, for every target and rate, at weights that are not zero."""
+    g = generator(1)
+    features = {"a": torch.randn(10, 6, generator=g) * 3 + 5, "b": torch.randn(10, 6, generator=g)}
+    targets = {name: TARGETS[name][0] for name in chosen}
+    labels = {name: TARGETS[name][1] for name in chosen}
+    bank = advance(bank_of(targets, features, lrs), features, labels, 3)
+    (group,) = bank.groups
+    x = torch.stack([features["a"], features["b"]])
+    moments = group.moments(x, bank._sum)
+    group.take_in(*moments)
+    bank._set_gradients(group, x, (), Labels(labels, targets, CPU))
+    scale = 1 / (group.var.double().sqrt() * math.sqrt(6))
+    z = (x.double() - group.mean.double()[:, None]) * scale[:, None]
+    for r in range(len(lrs)):
+        weight = group.weights[r].double().requires_grad_()
+        bias = group.biases[r].double().requires_grad_()
+        logits = z @ weight.transpose(1, 2) + bias[:, None]
+        blocks = logits.split([target.width for target in targets.values()], dim=2)
+        losses = [
+            reference_loss(name, block[i], labels[name])
+            for name, block in zip(chosen, blocks, strict=True)
+            for i in range(2)
+        ]
+        expected = torch.autograd.grad(torch.stack(losses).sum(), [weight, bias])
+        for found, wanted in zip((group.weights[r].grad, group.biases[r].grad), expected, strict=True):
+            assert found is not None
+            torch.testing.assert_close(found.double(), wanted, rtol=2e-5, atol=2e-6)
+
+
+def test_ignored_rows_do_not_exist() -> None:
+    g = generator()
+    x, y = torch.randn(12, 5, generator=g), torch.randint(0, 3, (12,), generator=g)
+    marked = y.clone()
+    marked[8:] = -100
+    # Standardisation sees all rows, so the hidden rows repeat the others' mean and variance.
+    x[8:] = x[:4]
+    x[4:8] = x[:4]
+    (with_marks,) = advance(bank_of({"y": Classification(3)}, {"a": x}), {"a": x}, marked).groups
+    (without,) = advance(bank_of({"y": Classification(3)}, {"a": x[:8]}), {"a": x[:8]}, y[:8]).groups
+    torch.testing.assert_close(with_marks.weights[0].grad, without.weights[0].grad, rtol=0, atol=1e-6)
+    torch.testing.assert_close(with_marks.biases[0].grad, without.biases[0].grad, rtol=0, atol=1e-6)
+    torch.testing.assert_close(with_marks.score, without.score)
+
+
+def test_probes_together_equal_probes_alone() -> None:
+    g = generator()
+    features = {
+        "a": torch.randn(16, 8, generator=g),
+        "b": torch.randn(16, 8, generator=g) * 10,
+        "c": torch.randn(16, 3, generator=g),
+        "d": torch.randn(16, 8, generator=g),
+    }
+    y = torch.randint(0, 4, (16,), generator=g)
+    targets = {"y": Classification(4)}
+    together = advance(bank_of(targets, features), features, y, 20)
+    assert len(together.groups) == 2
+    for name, x in features.items():
+        alone = advance(bank_of(targets, {name: x}), {name: x}, y, 20)
+        torch.testing.assert_close(outputs(together, name, x), outputs(alone, name, x), rtol=1e-4, atol=1e-5)
+
+
+def test_rates_of_a_grid_equal_probes_of_one_rate() -> None:
+    batches = vectors(20)
+    model = Mlp()
+    grid = ProbeSet(model, ["0", "1"], CLASSES, lr=(0.3, 0.01))
+    single = ProbeSet(model, ["0", "1"], CLASSES, lr=0.01)
+    for x, y in batches:
+        model(x)
+        grid.step(y)
+        single.step(y)
+    (group,), (alone,) = grid._bank.groups, single._bank.groups
+    torch.testing.assert_close(group.weights[1], alone.weights[0], rtol=1e-4, atol=1e-5)
+
+
+def problem(rows: int = 400, size: int = 6, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    g = generator(5)
+    x = torch.randn(rows, size, generator=g)
+    logits = x @ torch.randn(size, classes, generator=g) + torch.randn(classes, generator=g)
+    return x, torch.multinomial(logits.softmax(1), 1, generator=g).squeeze(1)
+
+
+def test_converges_to_the_logistic_regression_optimum() -> None:
+    x, y = problem()
+    scaled = x * torch.logspace(-3, 3, 6) + 7
+    bank = advance(bank_of({"y": Classification(3)}, {"a": scaled}, (0.1,)), {"a": scaled}, y, 500)
+    exact = LogisticRegression(C=1e10, max_iter=2000, tol=1e-10).fit(x.double().numpy(), y.numpy())
+    optimum = F.cross_entropy(torch.from_numpy(exact.decision_function(x.double().numpy())), y)
+    found = F.cross_entropy(outputs(bank, "a", scaled).double(), y)
+    assert -1e-6 < float(found - optimum) < 1e-3
+
+
+@given(scale=st.floats(1e-4, 1e4), shift=st.floats(-100, 100))
+@settings(max_examples=15, deadline=None)
+def test_scale_and_shift_of_features_do_not_matter(scale: float, shift: float) -> None:
+    x, y = problem(60)
+    moved = (x + shift) * scale
+    plain = advance(bank_of({"y": Classification(3)}, {"a": x}), {"a": x}, y, 30)
+    other = advance(bank_of({"y": Classification(3)}, {"a": moved}), {"a": moved}, y, 30)
+    # float32 holds (x + shift) to about 1e-7 |shift|; the standardised features inherit that.
+    tolerance = 1e-4 * (1 + abs(shift))
+    torch.testing.assert_close(outputs(plain, "a", x), outputs(other, "a", moved), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0, 1e6, -3e-9])
+def test_constant_features_say_nothing_and_break_nothing(value: float) -> None:
+    x, y = problem(60)
+    more = torch.cat([x, torch.full((60, 1), value)], 1)
+    bank = advance(bank_of({"y": Classification(3)}, {"a": more}), {"a": more}, y, 30)
+    weight, bias = bank.groups[0].folded()
+    assert weight.isfinite().all()
+    assert bias.isfinite().all()
+    assert (weight[..., -1] == 0).all()
+
+
+def test_state_dict_round_trip_continues_to_the_bit() -> None:
+    batches = vectors(12)
+
+    def start() -> tuple[Mlp, ProbeSet]:
+        torch.manual_seed(3)
+        model = Mlp()
+        return model, ProbeSet(model, ["0", "1", "3"], CLASSES, lr=(0.1, 0.01))
+
+    model, whole = start()
+    for x, y in batches:
+        model(x)
+        whole.step(y)
+    model, first = start()
+    for x, y in batches[:5]:
+        model(x)
+        first.step(y)
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    model, second = start()
+    second.load_state_dict(torch.load(file, weights_only=True))
+    for x, y in batches[5:]:
+        model(x)
+        second.step(y)
+    for a, b in zip(whole._bank.groups, second._bank.groups, strict=True):
+        for p, q in zip([*a.weights, *a.biases, a.mean, a.var, a.score],
+                        [*b.weights, *b.biases, b.mean, b.var, b.score], strict=True):  # fmt: skip
+            assert torch.equal(p, q)
+    assert whole.layers == second.layers
+    assert str(whole.evaluate(batches, progress=False)) == str(second.evaluate(batches, progress=False))
+
+
+def test_saved_state_is_not_changed_by_later_steps() -> None:
+    model, ((x, y), *_) = Mlp(), vectors(1)
+    probes = ProbeSet(model, "0", CLASSES)
+    model(x)
+    probes.step(y)
+    state = probes.state_dict()["bank"]["groups"][0]
+    kept = [t.clone() for t in [*state["parameters"], *state["statistics"]]]
+    model(x)
+    probes.step(y)
+    assert all(
+        torch.equal(a, b) for a, b in zip(kept, [*state["parameters"], *state["statistics"]], strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "other", [{"lr": 0.5}, {"seed": 1}, {"num_classes": 9}], ids=["rate", "seed", "classes"]
+)
+def test_state_of_other_probes_is_refused(other: dict[str, Any]) -> None:
+    state = ProbeSet(Mlp(), "0", CLASSES).state_dict()
+    with pytest.raises(ProbeError, match="saved probes"):
+        ProbeSet(Mlp(), "0", **{"num_classes": CLASSES, **other}).load_state_dict(state)
+
+
+# -- labels per position ----------------------------------------------------------------------------
+
+
+def test_labels_of_another_resolution_are_sampled_at_the_nearest_position() -> None:
+    y = torch.arange(36).view(1, 6, 6)
+    labels = Labels(y, {"y": Classification(36)}, CPU)
+    assert labels.rows("y", (3, 2), "x")[0].view(3, 2).tolist() == [[7, 10], [19, 22], [31, 34]]
+    assert labels.rows("y", (6, 6), "x")[0].tolist() == list(range(36))
+    assert labels.rows("y", (12, 12), "x")[0].view(12, 12)[::2, ::2].tolist() == y[0].tolist()
+
+
+def test_a_probe_per_position_equals_a_probe_on_the_rows() -> None:
+    g = generator()
+    x, y = torch.randn(4, 3, 3, 5, generator=g), torch.randint(0, 3, (4, 3, 3), generator=g)
+    maps = advance(bank_of({"y": Classification(3)}, {"a": x}), {"a": x}, y, 10)
+    rows = x.view(-1, 5)
+    flat = advance(bank_of({"y": Classification(3)}, {"a": rows}), {"a": rows}, y.flatten(), 10)
+    torch.testing.assert_close(outputs(maps, "a", x), outputs(flat, "a", rows))
+
+
+def test_padding_is_not_counted() -> None:
+    """Tokens behind a packed sequence's end neither train a probe nor are measured."""
+    x, lengths = torch.randn(3, 7, 4), torch.tensor([7, 2, 5])
+    y = torch.randint(CLASSES, (3, 7))
+    valid = torch.arange(7) < lengths[:, None]
+
+    class Output(Tagger):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            super().forward(x, lengths)
+            return x
+
+    model = Output(packed=True)
+    losses = []
+    for labels in (y, torch.where(valid, y, (y + 1) % CLASSES), torch.where(valid, y, -100)):
+        with ProbeSet(model, "lstm", CLASSES, reduce="positions") as probes:
+            model.lstm.dropout = 0.0
+            for _ in range(3):
+                model(x)
+                probes.step(labels)
+            reading = probes.evaluate([(x, labels)], progress=False)["lstm"]
+            assert reading.n == 14
+            losses.append(reading.loss)
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_the_number_of_tokens_may_change() -> None:
+    model = Tagger(last=False)
+    with ProbeSet(model, ["lstm", "head"], CLASSES, reduce="positions") as probes:
+        for length in (5, 3, 9):
+            model(torch.randn(4, length, 4))
+            probes.step(torch.randint(CLASSES, (4, length)))
+        result = probes.evaluate([(torch.randn(2, 6, 4), torch.randint(CLASSES, (2, 6)))], progress=False)
+        assert [r.n for r in result.readings] == [12, 12]
+
+
+# -- precision --------------------------------------------------------------------------------------
+
+
+def test_probes_are_float32_under_autocast() -> None:
+    model, batches = ConvNet().eval(), images(4)
+    states = []
+    for low in (False, True):
+        with ProbeSet(model, ["input"], CLASSES) as probes:
+            for x, y in batches:
+                model.train()(x)
+                with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+                    probes.step(y)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+                result = probes.evaluate(batches, progress=False)
+        (group,) = probes._bank.groups
+        assert group.weights[0].dtype == torch.float32
+        states.append((group.weights[0], result["input"].loss))
+    assert torch.equal(states[0][0], states[1][0])
+    assert states[0][1] == states[1][1]
+
+
+def test_a_default_dtype_does_not_reach_the_probes() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = Mlp()
+        with ProbeSet(model, ["0", "3"], CLASSES) as probes:
+            for x, y in vectors():
+                model(x.double())
+                probes.step(y)
+            assert probes._bank.groups[0].weights[0].dtype == torch.float32
+            assert probes.evaluate([(x.double(), y)], progress=False)["3"].n == len(y)
+    finally:
+        torch.set_default_dtype(torch.float32)
