@@ -38,8 +38,9 @@ class Bank:
     """Softmax (or logistic, or linear) regressions on standardised features, trained by Adam.
 
     Probes of equal input shape form a group and advance in one batched product, unless they are so large
-    that stacking their inputs costs more than it saves. Their gradients are written out (for a softmax: D = (p - one_hot) / n, dW = D^T X), so no autograd graph exists that could
-    reach the model. Standardisation is folded into the weights: the features are read, never rewritten.
+    that stacking their inputs costs more than it saves. Their gradients are written out (for a softmax:
+    D = (p - one_hot) / n, dW = D^T X), so no autograd graph exists that could reach the model.
+    Standardisation is folded into the weights: the features are read, never rewritten.
 
     Standardised features are divided by the square root of their number, so that a layer's feature vector
     has length 1 on average and one learning rate suits every layer.
@@ -130,8 +131,7 @@ class Bank:
         self, group: _Group, x: torch.Tensor, positions: tuple[int, ...], labels: Labels
     ) -> torch.Tensor:
         """Prepare the optimizer's step; the mean losses (G, lrs x targets)."""
-        weight, bias = group.folded()
-        logits = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))  # (G, rows, outputs)
+        logits = _logits(*group.folded(), x)
         gradient = torch.empty_like(logits)
         column, losses = 0, []
         for name, target in list(self.targets.items()) * len(self.lrs):
@@ -205,7 +205,7 @@ class Bank:
                 continue
             x, positions = group.gather(features, present)
             weight, bias = group.folded()
-            logits = torch.baddbmm(bias[present][:, None], x, weight[present].transpose(1, 2))
+            logits = _logits(weight[present], bias[present], x)
             if not bool(logits.isfinite().all()):
                 group.fault[present] |= ~logits.isfinite().all(2).all(1)
                 self.raise_faults()
@@ -412,3 +412,9 @@ class _Group:
             p.copy_(value)
             if moment:
                 optimizer.state[p] = {k: v.to(device) for k, v in moment.items()}
+
+
+def _logits(weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """W x + b for weights (G, outputs, size) and rows (G, rows, size): (G, rows, outputs)."""
+    # This order of the product is up to five times faster on a CPU than x W^T, outputs being few.
+    return torch.bmm(weight, x.transpose(1, 2)).transpose(1, 2) + bias[:, None]
