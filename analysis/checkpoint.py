@@ -32,14 +32,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is cut short or edited
-        raise AnalysisError(f"{str(path)!r} is damaged; delete it to start this run from its beginning.") from error
+        raise AnalysisError(f"{str(path)!r} is damaged; delete it to start this run anew.") from error
     return state
 
 
 def random_state() -> dict[str, Any]:
     """The state of Python's, NumPy's and torch's global random streams."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
+    name, keys, position, has_gauss, cached = np.random.get_state()
     assert name == "MT19937"
     return {
         "python": (version, list(words), gauss),
@@ -54,7 +54,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_demo(commands: Any) -> None:
     text = "see what each layer of a small convnet knows of handwritten digits, before and after training"
     parser = commands.add_parser("demo", help=text, description=text + " (a minute, no download)")
-    parser.add_argument("--run", type=Path, default=None, metavar="DIR", help="run directory (default: runs/demo)")
+    parser.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/demo)")
     parser.set_defaults(run_command=_demo)
 
 
@@ -92,8 +92,8 @@ def _add_train(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
         help="train a model by name with probes on its layers",
-        description="Train a model with probes on its layers. Fresh probes are fitted to the model before and "
-        "after; between, they train along without changing the model's training by a bit.",
+        description="Train a model with probes on its layers. Fresh probes are fitted to the model before "
+        "and after; between, they train along without changing the model's training by a bit.",
         epilog="example:\n  thermoscope train --model analysis.models:mnist_convnet --data torchvision:MNIST "
         "--data-dir data \\\n      --probe input '*' --epochs 3 --snapshots log:20 --run runs/mnist",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -159,7 +159,9 @@ def _add_layers(commands: Any) -> None:
     text = "list the places in a model where probes can be attached"
     parser = commands.add_parser("layers", help=text, description=text + ", in execution order")
     parser.add_argument("--model", required=True, help="torchvision:NAME, timm:NAME or my.module:function")
-    parser.add_argument("--input", default="3x224x224", metavar="SHAPE", help="of one example (default: 3x224x224)")
+    parser.add_argument(
+        "--input", default="3x224x224", metavar="CxHxW", help="size of an image (default: %(default)s)"
+    )
     parser.set_defaults(run_command=_layers)
 
 
@@ -192,11 +194,12 @@ def _report(path: Path, before: ProbeResult, after: ProbeResult) -> None:
     from .tables import side_by_side
 
     reference = after.references[0]
+    own, own_se = reference.model_error, reference.model_error_se
     print("Prediction error of a linear probe on each layer, in % of the test set (± standard error):\n")
     print(side_by_side({"before training": before, "after training": after}).to_string())
-    if reference.model_error is not None:
-        print(f"\nthe model itself: {100 * reference.model_error:.2f} ± {100 * (reference.model_error_se or 0):.2f}")
-    print(f"always the majority class: {100 * reference.majority_error:.2f}   ({reference.n:,} test examples)")
+    if own is not None and own_se is not None:
+        print(f"\nthe model itself: {100 * own:.2f} ± {100 * own_se:.2f}")
+    print(f"always the majority class: {100 * reference.majority_error:.2f} ({reference.n:,} test examples)")
     figures = sorted((path / "figures").glob("probes_test_step_*.png"))
     print(f"\nfigure: {figures[-1]}\nmore:   tensorboard --logdir {path.parent}")
 

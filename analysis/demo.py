@@ -16,6 +16,7 @@ DEMO = TrainSettings(
     probe=("input", "*"),
     exclude=("flatten",),
     epochs=15,
+    lr=3e-3,
     fit_epochs=40,
     snapshots="log:8",
 )

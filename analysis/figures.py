@@ -13,8 +13,8 @@ from probes import ProbeResult
 
 __all__ = ["error_by_depth"]
 
-_COLOURS = ("#7F7F7F", "#0072B2", "#D55E00", "#009E73", "#CC79A7")
-_MARKERS = ("o", "s", "D", "^", "v")
+_CURVES = (("#7F7F7F", "o"), ("#0072B2", "s"), ("#D55E00", "D"), ("#009E73", "^"), ("#CC79A7", "v"))
+_MOST_LABELS = 45  # layer names that fit side by side; of more, every second or third is written
 
 
 def error_by_depth(
@@ -23,7 +23,7 @@ def error_by_depth(
     """Prediction error of every probe against depth, one curve per result.
 
     Args:
-        results: by legend text, such as `{"at initialisation": start, "after training": now}`.
+        results: by legend text, such as `{"at initialisation": start, "after training": now}`; five at most.
         title: above the picture.
         target: which label set; the first one if not given.
 
@@ -32,17 +32,22 @@ def error_by_depth(
     """
     results = {name: result.of(target or result.readings[0].target) for name, result in results.items()}
     layers = _union([[r.layer for r in result.readings] for result in results.values()])
-    width = max(6.4, 1.6 + 0.34 * len(layers))
+    width = min(max(6.4, 1.6 + 0.34 * len(layers)), 16)
     figure = Figure(figsize=(width, 4.4), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for (name, result), colour, marker in zip(results.items(), _COLOURS[-len(results) :] if len(results) > 5 else _colours(len(results)), _MARKERS, strict=False):
+    curves = _CURVES[1:] if len(results) == 1 else _CURVES
+    for (name, result), (colour, marker) in zip(results.items(), curves, strict=False):
         x = [layers.index(r.layer) for r in result.readings]
         error = 100 * np.array([r.error for r in result.readings])
         bars = 200 * np.array([r.error_se for r in result.readings])
         axes.errorbar(x, error, bars, label=name, color=colour, marker=marker, ms=4.5, lw=1.6, capsize=2)
     _references(axes, list(results.values())[-1])
-    axes.set_xticks(range(len(layers)), layers, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+    every = 1 + (len(layers) - 1) // _MOST_LABELS
+    axes.set_xticks(range(0, len(layers), every), layers[::every], fontsize=8)
+    axes.tick_params(axis="x", labelrotation=45)
+    for label in axes.get_xticklabels():
+        label.set(ha="right", rotation_mode="anchor")
     axes.set_xlim(-0.5, len(layers) - 0.5)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("prediction error of the probe (%)")
@@ -53,10 +58,6 @@ def error_by_depth(
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     return figure
-
-
-def _colours(count: int) -> tuple[str, ...]:
-    return _COLOURS[1:2] if count == 1 else _COLOURS[:count]
 
 
 def _references(axes: Axes, result: ProbeResult) -> None:

@@ -128,7 +128,8 @@ class Run:
     def snapshot(self, model: nn.Module, step: int, **notes: float) -> Path:
         """Save the model's weights as `snapshots/step_00000050.safetensors`, with a JSON of the notes."""
         path = self.path / "snapshots" / f"step_{step:08d}.safetensors"
-        state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+        weights = model.state_dict().items()
+        state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights}
         write_atomically(path, safetensors.torch.save(state))
         self._write_json(f"snapshots/{path.stem}.json", {"step": step, **notes})
         return path

@@ -60,24 +60,21 @@ def load_model(name: str, num_classes: int) -> nn.Module:
     Raises:
         AnalysisError: for a name that does not exist; the message has the nearest ones.
     """
-    source, name_in_source = _split(name, "torchvision:resnet18, timm:vit_tiny_patch16_224 or my.module:build")
+    source, rest = _split(name, "torchvision:resnet18, timm:vit_tiny_patch16_224 or my.module:build")
+    model: nn.Module
     if source == "torchvision":
         import torchvision.models as zoo
 
-        known = zoo.list_models(module=zoo)
-        if name_in_source not in known:
-            raise AnalysisError(f"torchvision has no model {name_in_source!r}; {nearest(name_in_source, known)}.")
-        own_weights = {"init_weights": True} if name_in_source in ("inception_v3", "googlenet") else {}
-        model: nn.Module = zoo.get_model(name_in_source, weights=None, num_classes=num_classes, **own_weights)
-        return model
-    if source == "timm":
+        _require(rest, zoo.list_models(module=zoo), "torchvision has no model")
+        own_weights = {"init_weights": True} if rest in ("inception_v3", "googlenet") else {}
+        model = zoo.get_model(rest, weights=None, num_classes=num_classes, **own_weights)
+    elif source == "timm":
         import timm
 
-        if not timm.is_model(name_in_source):
-            raise AnalysisError(f"timm has no model {name_in_source!r}; {nearest(name_in_source, timm.list_models())}.")
-        model = timm.create_model(name_in_source, pretrained=False, num_classes=num_classes)
-        return model
-    model = _call(source, name_in_source, num_classes=num_classes)
+        _require(rest, timm.list_models(), "timm has no model")
+        model = timm.create_model(rest, pretrained=False, num_classes=num_classes)
+    else:
+        model = _call(source, rest, num_classes=num_classes)
     if not isinstance(model, nn.Module):
         raise AnalysisError(f"{name!r} returned a {type(model).__name__}, not a torch.nn.Module.")
     return model
@@ -129,8 +126,7 @@ def _torchvision(name: str, data_dir: str, transform: Callable[[Any], torch.Tens
     import torchvision.datasets as sets
 
     known = [n for n in sets.__all__ if inspect.isclass(getattr(sets, n))]
-    if name not in known:
-        raise AnalysisError(f"torchvision has no data set {name!r}; {nearest(name, known)}.")
+    _require(name, known, "torchvision has no data set")
     build = getattr(sets, name)
     if "train" not in inspect.signature(build).parameters:
         raise AnalysisError(f"torchvision's {name} has no train flag; wrap it in my.module:make_data.")
@@ -175,8 +171,10 @@ def _npz(path: Path, image_size: int | None, rgb: bool, seed: int) -> DataSplits
         raise AnalysisError(f"there is no file {str(path)!r}.") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise AnalysisError(f"{str(path)!r} is damaged or no .npz file; copy it again.") from error
-    train, test = (_ArrayImages(arrays[f"x_{s}"], arrays[f"y_{s}"], image_size, rgb) for s in ("train", "test"))
-    return _splits(train, None, test, int(max(arrays["y_train"].max(), arrays["y_test"].max())) + 1, seed)
+    train = _ArrayImages(arrays["x_train"], arrays["y_train"], image_size, rgb)
+    test = _ArrayImages(arrays["x_test"], arrays["y_test"], image_size, rgb)
+    classes = int(max(arrays["y_train"].max(), arrays["y_test"].max())) + 1
+    return _splits(train, None, test, classes, seed)
 
 
 def _own(name: str, made: Any) -> DataSplits:
@@ -185,7 +183,8 @@ def _own(name: str, made: Any) -> DataSplits:
     if not isinstance(made, (tuple, list)) or len(made) != 3:
         raise AnalysisError(f"{name!r} must return a DataSplits or three data sets: train, valid, test.")
     labels = [int(split[i][1]) for split in made for i in range(_size(split))]
-    return DataSplits(*made, num_classes=max(labels) + 1)
+    train, valid, test = made
+    return DataSplits(train, valid, test, max(labels) + 1)
 
 
 class _ArrayImages(Dataset[Any]):
@@ -204,7 +203,8 @@ class _ArrayImages(Dataset[Any]):
         x = x.unsqueeze(-1) if x.ndim == 2 else x
         x = x.permute(2, 0, 1).float() / (255 if self._x.dtype == np.uint8 else 1)
         if self._size is not None and self._size != x.shape[-1]:
-            x = nn.functional.interpolate(x[None], size=(self._size, self._size), mode="bilinear", antialias=True)[0]
+            size = (self._size, self._size)
+            x = nn.functional.interpolate(x[None], size=size, mode="bilinear", antialias=True)[0]
         return (x.expand(3, -1, -1) if self._rgb and len(x) == 1 else x), int(self._y[i])
 
 
@@ -233,7 +233,8 @@ def _transform(image_size: int | None, rgb: bool) -> Callable[[Any], torch.Tenso
         steps.append(v2.RGB())
     if image_size is not None:
         steps += [v2.Resize(image_size, antialias=True), v2.CenterCrop(image_size)]
-    transform: Callable[[Any], torch.Tensor] = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()])
+    steps += [v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()]
+    transform: Callable[[Any], torch.Tensor] = v2.Compose(steps)
     return transform
 
 
@@ -251,13 +252,20 @@ def _call(module_name: str, function_name: str, **arguments: Any) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise AnalysisError(f"there is no module {error.name!r} (looked for {module_name!r} from here).") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        known: Sequence[str] = [n for n in vars(module) if not n.startswith("_")]
-        raise AnalysisError(f"{module_name!r} has no function {function_name!r}; {nearest(function_name, known)}.")
+        raise AnalysisError(
+            f"there is no module {error.name!r} (wanted by {module_name!r}); install it, or type the command "
+            "in the folder where it stands."
+        ) from error
+    functions = {n: value for n, value in vars(module).items() if callable(value) and not n.startswith("_")}
+    _require(function_name, list(functions), f"{module_name!r} has no function")
+    function = functions[function_name]
     accepted = inspect.signature(function).parameters
     return function(**{k: v for k, v in arguments.items() if k in accepted})
+
+
+def _require(name: str, known: Sequence[str], refusal: str) -> None:
+    if name not in known:
+        raise AnalysisError(f"{refusal} {name!r}; {nearest(name, known)}.")
 
 
 def _size(split: Any) -> int:

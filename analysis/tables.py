@@ -32,6 +32,7 @@ def side_by_side(results: Mapping[str, ProbeResult], target: str | None = None) 
         readings = result.of(target or result.readings[0].target).readings
         columns[name] = {r.layer: f"{100 * r.error:.2f} ± {100 * r.error_se:.2f}" for r in readings}
     first = list(results.values())[-1].readings
-    table = pd.DataFrame(columns).reindex(dict.fromkeys([r.layer for r in first] + [*next(iter(columns.values()))]))
+    layers = dict.fromkeys(layer for column in reversed(columns.values()) for layer in column)
+    table = pd.DataFrame(columns).reindex(list(layers))
     table.insert(0, "features", pd.Series({r.layer: f"{r.features} ({r.reduction})" for r in first}))
     return table.rename_axis("layer").fillna("")

@@ -22,7 +22,7 @@ class Events:
     """
 
     def __init__(self, path: Path, purge_step: int | None = None):
-        self._writer = SummaryWriter(str(path), purge_step=purge_step)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(path), purge_step=purge_step)
 
     def add_probes(self, result: ProbeResult, step: int) -> None:
         """Scalars of every probe, and of the model's own error."""
@@ -42,26 +42,24 @@ class Events:
     def add_scalars(self, scalars: Mapping[str, float], step: int) -> None:
         """Numbers by tag."""
         for tag, value in scalars.items():
-            self._writer.add_scalar(tag, value, step)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+            self._writer.add_scalar(tag, value, step)
+        self._writer.flush()
 
     def add_figure(self, tag: str, figure: Figure, step: int) -> None:
         """A picture."""
-        self._writer.add_figure(tag, figure, step, close=False)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+        self._writer.add_figure(tag, figure, step, close=False)
+        self._writer.flush()
 
-    def add_hparams(self, settings: Mapping[str, object], metrics: Mapping[str, float]) -> None:
+    def add_hparams(self, settings: Mapping[str, object], metrics: Mapping[str, float], step: int) -> None:
         """The HPARAMS page: the run's settings and what came of them.
 
         Written to the run's own event file; `SummaryWriter.add_hparams` would make a second run of it.
         """
         plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in settings.items()}
-        for summary in hparams(plain, dict(metrics)):  # type: ignore[no-untyped-call]
-            self._writer.file_writer.add_summary(summary)  # type: ignore[union-attr]
-        for tag, value in metrics.items():
-            self._writer.add_scalar(tag, value)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+        for summary in hparams(plain, dict(metrics)):
+            self._writer._get_file_writer().add_summary(summary)
+        self.add_scalars(metrics, step)
 
     def close(self) -> None:
         """Flush and close."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()

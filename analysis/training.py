@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ from .checkpoint import load_checkpoint, random_state, restore_random_state, sav
 from .errors import AnalysisError
 from .runs import Run, read_config
 from .schedule import Schedule
-from .sources import DataSplits, load_data, load_model
+from .sources import load_data, load_model
 
 __all__ = ["TrainSettings", "train"]
 
 _CHECKPOINT_SECONDS = 60.0
 _AUXILIARY_WEIGHT = 0.3  # of auxiliary heads' losses, as for Inception and GoogLeNet
-_OPTIMIZERS = {
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9),
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -112,9 +112,7 @@ def train(
     config = {**asdict(settings), "data_fingerprint": job.data.fingerprint()}
     with Run(path, config, resume_at=done if resume else None) as run, job.probes:
         if read_config(path).get("data_fingerprint") != config["data_fingerprint"]:
-            raise AnalysisError(
-                f"the data of {settings.data!r} are not those that {str(path)!r} began with."
-            )
+            raise AnalysisError(f"the data of {settings.data!r} are not those that {str(path)!r} began with.")
         if checkpoint is None:
             job.measure_fitted(run)
             job.save()
@@ -126,7 +124,7 @@ def train(
         tests = [result for _, result in run.probe_results() if result.split == "test"]
         own = tests[-1].references[0].model_error
         metrics = {} if own is None else {"hparam/test_error": own}
-        run.events.add_hparams(asdict(settings), metrics)
+        run.events.add_hparams(asdict(settings), metrics, job.total)
     return tests[0], tests[-1]
 
 
@@ -252,7 +250,7 @@ class _Shuffled:
 
 
 def _batches(split: Any, settings: TrainSettings, epoch: int) -> list[list[int]]:
-    """Indices of an epoch's batches; a last batch of a single example, which BatchNorm refuses, is left out."""
+    """Indices of an epoch's batches, but for a last one of a single example, which BatchNorm refuses."""
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + epoch)
     order = torch.randperm(len(split), generator=generator)
     batches = [part.tolist() for part in order.split(settings.batch_size)]
@@ -297,7 +295,9 @@ def _refuse_confusion(path: Path, settings: TrainSettings, resume: bool) -> None
     config = path / "config.json"
     if not resume:
         if config.exists():
-            raise AnalysisError(f"{str(path)!r} holds a run already; add --resume to go on, or choose another --run.")
+            raise AnalysisError(
+                f"{str(path)!r} holds a run already; add --resume to go on, or choose another --run."
+            )
         return
     if not config.exists():
         raise AnalysisError(f"there is no run in {str(path)!r} to resume; leave --resume out to start it.")
@@ -306,6 +306,6 @@ def _refuse_confusion(path: Path, settings: TrainSettings, resume: bool) -> None
     if changed:
         key = changed[0]
         raise AnalysisError(
-            f"the run in {str(path)!r} was started with {key}={before[key]!r}, not {now[key]!r}; resume it with "
-            "the same settings, or choose another --run."
+            f"the run in {str(path)!r} was started with {key}={before[key]!r}, not {now[key]!r}; resume it "
+            "with the same settings, or choose another --run."
         )

@@ -1,0 +1,45 @@
+# `make demo` and `make test` do everything on a fresh machine, set-up included.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow check reproduce bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/thermoscope demo
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+# The whole model zoo and full reproductions: an hour or so.
+test-slow: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m slow
+	$(BIN)/python scripts/bench/coverage.py
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# DATA holds MNIST/ as torchvision lays it out.
+DATA ?= data
+reproduce: $(VENV)/installed
+	$(BIN)/python scripts/reproduce/mnist_convnet.py --data-dir $(DATA)
+	$(BIN)/python scripts/reproduce/pathological.py --data-dir $(DATA)
+
+bench: $(VENV)/installed
+	$(BIN)/python scripts/bench/probe_overhead.py
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@ $(VENV)/installed
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
