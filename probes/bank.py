@@ -100,10 +100,10 @@ class Bank:
                 steps later, the probes concerned standing still meanwhile.
         """
         self._label_fault = labels.fault | self._label_fault.to(labels.fault.device)
-        for name, target in self.targets.items():
-            if isinstance(target, Regression) and name not in self._units:
-                self._units[name] = self._fix_units(labels.values[name].flatten(0, -2))
         rows = [group.gather(features) for group in self.groups]
+        for group, (_, positions) in zip(self.groups, rows, strict=True):
+            for name in self.targets:
+                labels.rows(name, positions, group.layers[0])  # refuses what does not fit
         moments = [
             (group, *group.moments(x, self._sum))
             for group, (x, _) in zip(self.groups, rows, strict=True)
@@ -112,6 +112,9 @@ class Bank:
         looks = self.steps % _CHECK_EVERY == 0 or not any(group.mean.is_cuda for group in self.groups)
         if looks:
             self.raise_faults()  # before anything has changed
+        for name, target in self.targets.items():
+            if isinstance(target, Regression) and name not in self._units:
+                self._units[name] = self._fix_units(labels.values[name].flatten(0, -2))
         for group, mean, var in moments:
             group.take_in(mean, var)
         losses = [
@@ -142,7 +145,7 @@ class Bank:
             losses.append(self._sum(loss.masked_fill(~counted, 0).sum(1) / rows))
             group.fault |= ~losses[-1].isfinite()
             gradient[..., block] = d.masked_fill_(~counted[..., None], 0).div_(rows)
-        group.set_gradients(gradient, x, self._sum, group.fault)
+        group.set_gradients(gradient, x, self._sum)
         return torch.stack(losses, 1)
 
     def _fix_units(self, y: torch.Tensor) -> torch.Tensor:
@@ -363,7 +366,7 @@ class _Group:
         for b, own in zip(self.biases, bias.split(outputs, 1), strict=True):
             b.copy_(own)
 
-    def set_gradients(self, d: torch.Tensor, x: torch.Tensor, reduce: Any, fault: torch.Tensor) -> None:
+    def set_gradients(self, d: torch.Tensor, x: torch.Tensor, reduce: Any) -> None:
         """Set the parameters' gradients from those in the logits, d (G, rows, outputs).
 
         In standardised features z: dW = D^T z = (D^T x - (D^T 1) mean^T) s.
@@ -373,9 +376,10 @@ class _Group:
         weight.baddbmm_(bias[..., None], self.mean[:, None], alpha=-1)
         weight.mul_(self._scale()[:, None])
         weight, bias = reduce(weight), reduce(bias)
+        self.fault |= ~weight.isfinite().flatten(1).all(1)  # a row that does not count may hold NaN too
         if weight.is_cuda:  # elsewhere a fault stops the step; here it is seen later
-            weight = weight.masked_fill(fault[:, None, None], 0)
-            bias = bias.masked_fill(fault[:, None], 0)
+            weight = weight.masked_fill(self.fault[:, None, None], 0)
+            bias = bias.masked_fill(self.fault[:, None], 0)
         outputs = self.biases[0].shape[1]
         for r, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
             block = slice(r * outputs, (r + 1) * outputs)

@@ -31,6 +31,9 @@ class Labels:
         if set(given) != set(targets):
             raise ProbeError(f"labels were given for {sorted(given)}, but the targets are {sorted(targets)}.")
         checked = {name: target.check(torch.as_tensor(given[name])) for name, target in targets.items()}
+        single = next((name for name, value in checked.items() if not value.ndim), None)
+        if single is not None:
+            raise ProbeError(f"labels {single!r} are one number; give one label per example of the batch.")
         lengths = {name: len(value) for name, value in checked.items()}
         if len(set(lengths.values())) > 1:
             raise ProbeError(f"the label sets of one batch differ in length: {lengths}.")

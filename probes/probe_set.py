@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -19,7 +20,7 @@ from .early_stopping import EarlyStopping
 from .errors import ProbeError
 from .labels import Labels
 from .layout import Layout, infer_layout
-from .reduction import BoundReduction, Reduction, bind
+from .reduction import BoundReduction, Reduction, bind, parse_reduction
 from .results import ProbeResult, Reading, Reference
 from .selection import HookPoint, Pattern, Selection, glob_matches
 from .streams import preserved_random_state
@@ -85,6 +86,11 @@ class ProbeSet:
         self._reduce, self._seed = reduce, seed
         self._targets = as_targets(num_classes, targets)
         self._lrs = (lr,) if isinstance(lr, (int, float)) else tuple(lr)
+        if not self._lrs or not all(0 < rate < math.inf for rate in self._lrs):
+            raise ProbeError(f"lr={lr} is no learning rate: give one above 0, or several.")
+        for text in reduce.values() if isinstance(reduce, Mapping) else [reduce]:
+            if isinstance(text, str):
+                parse_reduction(text)  # refuses what has no meaning
         self._forward = forward or default_forward
         self._process_group = process_group
         self._bank = self._new_bank()

@@ -1,0 +1,286 @@
+"""Readings: exact means over the data whatever the batches, with honest standard errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from probes import Classification, MultiLabel, ProbeError, ProbeSet, Regression
+from probes.tally import Tally
+
+from .models import CLASSES, ConvNet, Mlp, assert_identical, images, random_streams, vectors
+
+CLASSES_8 = 8
+
+
+def trained(model: nn.Module, layers: Any, batches: list[Any], **options: Any) -> ProbeSet:
+    probes = ProbeSet(model, layers, **{"num_classes": CLASSES, **options})
+    for x, y in batches:
+        model.train()(x)
+        probes.step(y)
+    return probes
+
+
+def logits_of(probes: ProbeSet, layer: str, x: torch.Tensor) -> torch.Tensor:
+    """A probe's answers in float64, from its weights and the features."""
+    group, i = probes._bank._find(layer)
+    weight, bias = group.folded()
+    return x.flatten(1).double() @ weight[i].double().T + bias[i].double()
+
+
+def whole(batches: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 16, 23, 100])
+def test_evaluation_equals_a_direct_computation(batch_size: int) -> None:
+    x, y = whole(vectors(5, 10, classes=5))
+    y[::9] = -100
+    model = Mlp(dropout=0.5)
+    probes = trained(model, ["0", "input"], vectors(20))
+    loader = [(x[i : i + batch_size], y[i : i + batch_size]) for i in range(0, len(x), batch_size)]
+    result = probes.evaluate(loader, split="test", progress=False)
+    keep = y != -100
+    n = int(keep.sum())
+    for layer, features in {"input": x, "0": model[0](x).detach()}.items():
+        logits = logits_of(probes, layer, features)[keep]
+        losses = F.cross_entropy(logits, y[keep], reduction="none")
+        errors = (logits.argmax(1) != y[keep]).double()
+        reading = result[layer]
+        assert reading.n == n
+        assert reading.steps == 20
+        assert reading.loss == pytest.approx(losses.mean().item(), rel=1e-5)
+        assert reading.loss_se == pytest.approx(losses.std(unbiased=False).item() / n**0.5, rel=1e-4)
+        assert reading.error == pytest.approx(errors.mean().item())
+        p = errors.mean().item()
+        assert reading.error_se == pytest.approx((p * (1 - p) / n) ** 0.5)
+        assert reading.top5_error is None
+    (reference,) = result.references
+    own = (model.eval()(x).argmax(1) != y)[keep].double()
+    assert result.split == "test"
+    assert reference.n == n
+    assert reference.majority_error == pytest.approx(1 - int(y[keep].bincount().max()) / n)
+    assert reference.model_error == pytest.approx(own.mean().item())
+    assert reference.model_error_se == pytest.approx(own.std(unbiased=False).item() / n**0.5)
+
+
+def test_ties_rank_the_lower_class_first() -> None:
+    """As argmax does: an untrained probe answers class 0, and its top five are classes 0 to 4."""
+    y = torch.arange(CLASSES_8)
+    probes = ProbeSet(Mlp(), "0", CLASSES_8)
+    reading = probes.evaluate([(torch.randn(CLASSES_8, 6), y)], progress=False)["0"]
+    assert reading.error == 7 / 8
+    assert reading.top5_error == 3 / 8
+    assert reading.loss == pytest.approx(np.log(8))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(6, 12))
+@settings(max_examples=30, deadline=None)
+def test_errors_agree_with_topk(seed: int, classes: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    logits, y = torch.randn(1, 40, classes, generator=g), torch.randint(0, classes, (40,), generator=g)
+    _, error, top5 = Classification(classes).measure(logits, y)
+    best = logits[0].topk(5).indices
+    assert torch.equal(error[0] == 0, best[:, 0] == y)
+    assert torch.equal(top5[0] == 0, (best == y[:, None]).any(1))
+
+
+def test_other_targets() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 6, generator=g)
+    tags = (x[:, :2] + 0.3 * torch.randn(50, 2, generator=g) > 0).float()
+    numbers = x[:, :1] * 1000 + 5000 + 100 * torch.randn(50, 1, generator=g)
+    targets = {"tags": MultiLabel(2), "numbers": Regression(1), "classes": Classification(CLASSES)}
+    labels = {"tags": tags, "numbers": numbers, "classes": x[:, :CLASSES].argmax(1)}
+    model = Mlp()
+    probes = trained(model, "input", [(x, labels)] * 200, num_classes=None, targets=targets, lr=0.1)
+    loader = [(x[i : i + 20], {k: v[i : i + 20] for k, v in labels.items()}) for i in (0, 20, 40)]
+    result = probes.evaluate(loader, progress=False)
+    logits = logits_of(probes, "input", x)
+    by_target = {r.target: r for r in result.readings}
+    assert by_target["tags"].loss == pytest.approx(
+        F.binary_cross_entropy_with_logits(logits[:, :2], tags.double()).item(), rel=1e-5
+    )
+    assert by_target["tags"].error == pytest.approx(((logits[:, :2] > 0) != tags).double().mean().item())
+    shift, scale = probes._bank._units["numbers"].double()
+    squares = (logits[:, 2:3] * scale + shift - numbers).square()
+    reading = by_target["numbers"]
+    assert reading.loss == pytest.approx(squares.mean().item(), rel=1e-4)
+    assert reading.error == pytest.approx(
+        squares.mean().item() / numbers.var(unbiased=False).item(), rel=1e-4
+    )
+    assert reading.error < 0.05
+    assert reading.error_se == pytest.approx(reading.loss_se / numbers.var(unbiased=False).item(), rel=1e-4)
+    references = {r.target: r for r in result.references}
+    majority = torch.minimum(tags.mean(0), 1 - tags.mean(0)).mean().item()
+    assert references["tags"].majority_error == pytest.approx(majority)
+    assert references["numbers"].majority_error == 1
+    assert references["tags"].model_error is None
+    assert result.of("tags").readings == (by_target["tags"],)
+
+
+# -- standard errors --------------------------------------------------------------------------------
+
+
+def clustered(clusters: int = 300) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values that agree within an example, with a varying number of rows."""
+    g = torch.Generator().manual_seed(4)
+    values = torch.randn(clusters, 1, generator=g) + 0.3 * torch.randn(clusters, 6, generator=g) + 2
+    sizes = torch.randint(1, 7, (clusters, 1), generator=g)
+    return values, torch.arange(6) < sizes
+
+
+def test_rows_of_one_example_are_not_independent() -> None:
+    values, counted = clustered()
+    tally = Tally()
+    for i in range(0, len(values), 64):
+        tally.add(values[i : i + 64], counted[i : i + 64])
+    mean, error = tally.means()
+    kept = values.masked_fill(~counted, 0)
+    g = torch.Generator().manual_seed(0)
+    picks = torch.randint(len(values), (4000, len(values)), generator=g)
+    bootstrap = kept.sum(1)[picks].sum(1) / counted.sum(1)[picks].sum(1)
+    naive = values[counted].std() / counted.sum() ** 0.5
+    assert float(mean) == pytest.approx(values[counted].double().mean().item())
+    assert float(error) == pytest.approx(bootstrap.std().item(), rel=0.05)
+    assert float(error) > 1.5 * float(naive)
+
+
+def test_standard_error_covers_the_truth() -> None:
+    """In 95 of 100 samples the mean lies within 1.96 standard errors."""
+    g = torch.Generator().manual_seed(9)
+    inside = 0
+    for _ in range(2000):
+        tally = Tally()
+        tally.add(torch.rand(80, 1, generator=g), torch.ones(80, 1, dtype=torch.bool))
+        mean, error = tally.means()
+        inside += abs(float(mean) - 0.5) < 1.96 * float(error)
+    assert 0.93 < inside / 2000 < 0.96
+
+
+# -- what evaluation leaves alone -------------------------------------------------------------------
+
+
+def test_modes_streams_and_weights_are_restored() -> None:
+    model = ConvNet().train()
+    model.bn1.eval()
+    probes = trained(model.train(), ["conv1", "fc"], images())
+    model.bn1.eval()
+    x, y = whole(images())
+    shuffled = DataLoader(TensorDataset(x, y), 4, shuffle=True, generator=torch.Generator().manual_seed(1))
+    modes = [m.training for m in model.modules()]
+    state, streams = {k: v.clone() for k, v in model.state_dict().items()}, random_streams()
+    own = shuffled.generator.get_state()
+    first = probes.evaluate(shuffled, progress=False)
+    probes.fit([(x, y)], shuffled, max_epochs=1, progress=False)
+    assert [m.training for m in model.modules()] == modes
+    assert_identical(dict(model.state_dict()), state)
+    assert_identical(random_streams(), streams)
+    assert torch.equal(shuffled.generator.get_state(), own)
+    assert torch.is_grad_enabled()
+    assert first.readings
+
+
+def test_evaluation_keeps_a_waiting_forward() -> None:
+    model, batches = Mlp(), vectors()
+    probes = trained(model, "0", batches)
+    model(batches[0][0])
+    probes.evaluate(batches, progress=False)
+    probes.step(batches[0][1])
+    assert probes.evaluate(batches, progress=False)["0"].steps == len(batches) + 1
+
+
+class Auxiliary(nn.Module):
+    """A head that runs in training only, another in evaluation only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.aux, self.head = nn.Linear(6, 8), nn.Linear(8, CLASSES), nn.Linear(8, CLASSES)
+        self.scores = nn.Softmax(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.body(x)
+        return self.head(h) + self.aux(h) if self.training else self.scores(self.head(h))
+
+
+@pytest.mark.parametrize("evaluate_first", [False, True])
+def test_layers_of_one_mode(evaluate_first: bool) -> None:
+    model, batches = Auxiliary(), vectors()
+    probes = ProbeSet(model, "*", CLASSES)
+    if evaluate_first:
+        names = [r.layer for r in probes.evaluate(batches, progress=False).readings]
+        assert names == ["body", "head", "scores"]
+    for x, y in batches:
+        model(x)
+        probes.step(y)
+    result = probes.evaluate(batches, progress=False)
+    assert [r.layer for r in result.readings] == ["body", "head"]
+    assert result.missing == ("aux",)
+
+
+# -- fitting ----------------------------------------------------------------------------------------
+
+
+def learnable(rows: int = 120) -> list[Any]:
+    g = torch.Generator().manual_seed(6)
+    x = torch.randn(rows, 6, generator=g)
+    y = (x[:, :CLASSES] + torch.randn(rows, CLASSES, generator=g)).argmax(1)
+    return [(x[i : i + 20], y[i : i + 20]) for i in range(0, rows, 20)]
+
+
+def test_fit_returns_the_best_epochs_weights() -> None:
+    """Each probe ends at the lowest of the validation losses that it went through."""
+    train, valid = learnable()[:2], learnable()[2:]
+    model = Mlp()
+    losses = []
+    for epochs in (1, 4, 16, 32):
+        probes = ProbeSet(model, ["input", "1"], CLASSES, lr=0.3)
+        result = probes.fit(train, valid, max_epochs=epochs, patience=100, progress=False)
+        losses.append([result["input"].loss, result["1"].loss])
+    ends = torch.tensor(losses)
+    assert (ends.diff(dim=0) <= 1e-5).all()  # more epochs can only help
+    assert ends[-1] == pytest.approx(ends.min(0).values.tolist(), rel=1e-4)
+    stepped = trained(model, ["input", "1"], train * 32, lr=0.3).evaluate(valid, progress=False)
+    assert stepped["input"].loss > ends[-1][0] + 0.01  # the last epoch is not the best: this test can fail
+
+
+def test_fit_stops_early() -> None:
+    calls = 0
+
+    class Counting(list):  # type: ignore[type-arg]
+        def __iter__(self) -> Any:
+            nonlocal calls
+            calls += 1
+            return super().__iter__()
+
+    probes = ProbeSet(Mlp(), "input", CLASSES, lr=1.0)
+    probes.fit(Counting(learnable()[:2]), learnable()[2:], max_epochs=500, patience=2, progress=False)
+    assert calls < 100
+
+
+def test_the_better_rate_is_shown() -> None:
+    batches = learnable()
+    probes = trained(Mlp(), "input", batches * 3, lr=(1e-6, 0.1))
+    assert probes.evaluate(batches, progress=False)["input"].lr == 0.1
+    probes = ProbeSet(Mlp(), "input", CLASSES, lr=(0.1, 1e-6))
+    assert probes.fit(batches, batches, max_epochs=3, progress=False)["input"].lr == 0.1
+
+
+def test_fit_needs_a_loader_that_can_be_read_again() -> None:
+    probes = ProbeSet(Mlp(), "input", CLASSES)
+    with pytest.raises(ProbeError, match="no batch in pass 2"):
+        probes.fit(iter(learnable()), learnable(), progress=False)
+
+
+def test_text_of_a_result() -> None:
+    text = str(trained(Mlp(), ["0", "3"], vectors()).evaluate(vectors(), split="valid", progress=False))
+    assert [line.split()[0] for line in text.splitlines()] == ["layer", "0", "3", "valid:"]
+    assert "nan" not in text
