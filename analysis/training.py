@@ -200,7 +200,7 @@ class _Job:
                 if evaluates:
                     self._measure(run, bar)
                 if snaps:
-                    run.snapshot(self.model, self.step, epoch=self.step / self.per_epoch, loss=float(loss))
+                    run.snapshot(self.model, self.step, epoch=self.step / self.per_epoch, loss=loss.item())
                 if evaluates or snaps or time.monotonic() - last_saved > _CHECKPOINT_SECONDS:
                     self.save()
                     last_saved = time.monotonic()

@@ -1,0 +1,44 @@
+"""A small run for the tests: settings, and models and data of a user's own."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from analysis.training import TrainSettings
+
+SETTINGS = TrainSettings(
+    model="tests.analysis.small:model",
+    data="tests.analysis.small:data",
+    probe=("input", "*"),
+    epochs=3,
+    fit_epochs=2,
+    batch_size=16,
+    evaluate="every:5",
+    snapshots="log:3",
+)
+
+
+def model(num_classes: int) -> nn.Module:
+    return nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(1, 4, 3),
+            norm=nn.BatchNorm2d(4),
+            relu=nn.ReLU(inplace=True),
+            drop=nn.Dropout(0.3),
+            flat=nn.Flatten(),
+            fc=nn.Linear(64, num_classes),
+        )
+    )
+
+
+def data() -> tuple[TensorDataset, TensorDataset, TensorDataset]:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 1, 6, 6, generator=g)
+    y = (x.mean((1, 2, 3)) > 0).long() + (x[:, 0, 0, 0] > 1).long()
+    parts = [slice(0, 120), slice(120, 160), slice(160, 200)]
+    first, second, third = (TensorDataset(x[part], y[part]) for part in parts)
+    return first, second, third
