@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -12,37 +13,39 @@ from .selection import INPUT
 __all__ = ["automatic_layers"]
 
 _MOST = 60  # more blocks than this and their groups are drawn instead
+_MAIN_PART = 0.75  # of a module's weights, in the row that it stands for
+_POSITIONS = re.compile("Pos(ition(al)?)?(Emb|Enc|Bias|Mlp)")  # classes that add positions, not features
 
 
 def automatic_layers(model: nn.Module) -> list[str]:
     """Names of the model's input and of its blocks, in the order in which they are defined.
 
     From the model downwards, a module is opened if it is a mere container, or if a row of blocks makes up
-    most of it, as in a stage or an encoder. What is not opened is a block, drawn if it has weights.
+    most of it or of another of its class, as in a stage or an encoder. What is not opened is a block, drawn
+    if it has weights.
     """
-    kinds = Counter(_kind(child) for module in model.modules() for child in set(module.children()))
-    tree = _Tree("", model, {kind for kind in kinds if kinds[kind] > 1})
+    tree = _Tree("", model, _opened_modules(model))
     while len(list(tree.blocks())) > _MOST and tree.close_deepest():
         pass
-    return [INPUT, *(block.name for block in tree.blocks() if block.name)]
+    names = dict(model.named_modules())  # without the further names of a module registered twice
+    return [INPUT, *(block.name for block in tree.blocks() if block.name and block.name in names)]
 
 
 class _Tree:
     """A module, opened into its children or drawn as one block."""
 
-    def __init__(self, name: str, module: nn.Module, repeated: set[object]):
+    def __init__(self, name: str, module: nn.Module, opened: set[nn.Module]):
         self.name, self.module = name, module
-        opened = not name or _is_opened(module, is_repeated=_kind(module) in repeated)
         prefix = f"{name}." if name else ""
-        children = module.named_children() if opened else ()
-        self.children = [_Tree(prefix + child, m, repeated) for child, m in children]
+        children = module.named_children() if not name or module in opened else ()
+        self.children = [_Tree(prefix + child, m, opened) for child, m in children]
 
     def blocks(self) -> Iterator[_Tree]:
         """What is drawn."""
         if self.children:
             for child in self.children:
                 yield from child.blocks()
-        elif _is_called(self.module) and _layers(self.module):
+        elif _is_called(self.module) and _layers(self.module) and not _adds_positions(self.module):
             yield self
 
     def close_deepest(self) -> bool:
@@ -60,29 +63,36 @@ class _Tree:
             yield from child._all()
 
 
-def _is_opened(module: nn.Module, is_repeated: bool) -> bool:
-    """Whether a person would look inside.
+def _opened_modules(model: nn.Module) -> set[nn.Module]:
+    """Those inside which a person would look.
 
     A block may itself hold a row, of plain layers like the convolutions of an inverted residual. So a kind
     of module that occurs several times is opened only for a row of blocks that have several layers each.
     """
-    if not _is_called(module):
-        return True
-    if type(module) is nn.Sequential and (len(module) == 1 or not is_repeated):
-        return True
-    return _is_mostly_a_row(module, fewest_layers=2 if is_repeated else 1)
+    counts = Counter(_kind(child) for module in model.modules() for child in module.children())
+    opened, classes = set(), set()
+    for module in model.modules():
+        is_repeated = counts[_kind(module)] > 1
+        is_mere = type(module) is nn.Sequential and (len(module) == 1 or not is_repeated)
+        if is_mere or not _is_called(module):
+            opened.add(module)
+        elif _is_mostly_a_row(module, fewest_layers=2 if is_repeated else 1):
+            opened.add(module)
+            classes.add(type(module))
+    classes.discard(nn.Sequential)
+    return opened | {module for module in model.modules() if type(module) in classes}
 
 
 def _is_mostly_a_row(module: nn.Module, fewest_layers: int) -> bool:
-    """Whether members of one kind, one after another, hold most of the module's weights."""
+    """Whether a row of blocks holds most of the module's weights."""
     rows = (_row_size(part, fewest_layers) for part in module.modules() if _is_container(part))
-    return max(rows, default=0) > _size(module) / 2
+    return max(rows, default=0) > _MAIN_PART * _size(module)
 
 
 def _row_size(container: nn.Module, fewest_layers: int) -> int:
-    """Weights in a container with at least two members of one kind that have so many layers; else 0."""
-    kinds = Counter(_kind(m) for m in container.children() if _layers(m) >= fewest_layers)
-    return _size(container) if any(count > 1 for count in kinds.values()) else 0
+    """Weights in a container with at least two members that have so many layers; else 0."""
+    blocks = sum(_layers(member) >= fewest_layers for member in container.children())
+    return _size(container) if blocks > 1 else 0
 
 
 def _kind(module: nn.Module) -> object:
@@ -93,11 +103,18 @@ def _kind(module: nn.Module) -> object:
 
 
 def _is_container(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        return True
+    children = {(name.rstrip("0123456789"), _kind(child)) for name, child in module.named_children()}
+    return len(children) == 1  # such as `b1`, `b2`, `b3`: as good as a container
 
 
 def _is_called(module: nn.Module) -> bool:
     return type(module).forward is not nn.Module.forward
+
+
+def _adds_positions(module: nn.Module) -> bool:
+    return _POSITIONS.search(type(module).__name__) is not None
 
 
 def _layers(module: nn.Module) -> int:

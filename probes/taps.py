@@ -59,6 +59,7 @@ class Taps:
         self._frames: list[_Frame] = []
         self._calls: Counter[str] = Counter()
         self._order: list[str] = []
+        self._batch: int | None = None  # examples in the forward under way, if its first argument tells
         self._live = self._complete = self._all_matched = False
         concerned = selection.concerned(model)
         self._hooks = {path: self._hook(m) for path, m in model.named_modules() if path in concerned}
@@ -111,6 +112,8 @@ class Taps:
             # A call inside a backward is activation checkpointing running the forward again.
             inside_backward = torch._C._current_graph_task_id() != -1
             self._live = not inside_backward and self._receiver.begin(args, kwargs)
+            first = next(_tensors([args, kwargs]), None)
+            self._batch = len(first) if isinstance(first, torch.Tensor) else None
         if not self._live:
             return
         caller = self._frames[-1] if self._frames else None
@@ -127,7 +130,7 @@ class Taps:
             return
         frame = self._frames[-1]
         frame.pause()
-        self._hand_over(frame.candidate, "output", lambda pick: _element(output, pick))
+        self._hand_over(frame.candidate, "output", lambda pick: _element(output, pick, self._batch))
         self._complete = module is self._model
 
     def _leave(self, module: nn.Module, *_: Any) -> None:
@@ -207,10 +210,14 @@ class Taps:
 
 def _forget_compiled(model: nn.Module) -> None:
     """Have `torch.compile` compile this model's code anew: what it has compiled ignores changes of hooks."""
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")
-    if dynamo is not None:
-        for kind in {type(module) for module in model.modules()}:
-            dynamo.reset_code(kind.forward.__code__)
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is None or not hasattr(dynamo, "convert_frame"):
+        return
+    forwards = {getattr(type(module).forward, "__code__", None) for module in model.modules()}
+    for code in [reference() for reference in dynamo.convert_frame.input_codes.seen]:
+        # The wrapper's code calls a model whose own class is one of torch's.
+        if code is not None and (code in forwards or code.co_filename == dynamo.external_utils.__file__):
+            dynamo.eval_frame.reset_code(code)
 
 
 class _Hook:
@@ -302,8 +309,12 @@ def _items(value: Any) -> dict[str, Any]:
     return {}
 
 
-def _element(value: Any, pick: str) -> torch.Tensor | PackedSequence | None:
-    """The first features in the element that a pick like `1.hidden_states` names."""
+def _element(value: Any, pick: str, batch: int | None = None) -> torch.Tensor | PackedSequence | None:
+    """The first features in the element that a pick like `1.hidden_states` names.
+
+    Given the examples in the batch, rather the first that can have a row for each: a block may hand on
+    what it has of smaller parts beside them.
+    """
     for key in filter(None, pick.split(".")):
         items = _items(value)
         if key not in items:
@@ -311,7 +322,9 @@ def _element(value: Any, pick: str) -> torch.Tensor | PackedSequence | None:
                 f"the output has no element {key!r} for the pick ':{pick}'; {nearest(key, list(items))}."
             )
         value = items[key]
-    return next(_tensors(value), None)
+    found = list(_tensors(value))
+    suitable = (f for f in found if isinstance(f, PackedSequence) or batch in f.shape[:2])
+    return next(suitable, found[0] if found else None)
 
 
 def _argument(
