@@ -247,9 +247,10 @@ class _Frame:
         """Let functions through: other code than this module's runs. Off the stack where that is possible."""
         if self._interceptor is not None:
             self._interceptor.muted = True
-            if _get_current_function_mode() is self._interceptor:  # not so under a `with torch.device(...)`
-                self._interceptor.__exit__(None, None, None)
-                self._interceptor.entered = False
+            # What lies above it stays: a `with torch.device(...)`, or another set's, which then takes it along.
+            while isinstance(top := _get_current_function_mode(), _Interceptor) and top.muted:
+                top.__exit__(None, None, None)
+                top.entered = False
 
     def resume(self) -> None:
         if self._interceptor is not None:
