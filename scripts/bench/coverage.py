@@ -19,7 +19,7 @@ import platform
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from fnmatch import fnmatch
 from itertools import chain
@@ -31,6 +31,7 @@ import torchvision
 from torch import nn
 
 from probes import ProbeSet
+from probes.automatic import automatic_layers
 
 QUICK = (
     "torchvision:convnext_tiny",
@@ -68,9 +69,9 @@ def build(name: str) -> nn.Module:
     library, _, architecture = name.partition(":")
     if library == "timm":
         model: nn.Module = timm.create_model(architecture, pretrained=False)
-        return model
-    quiet = {"init_weights": True} if architecture in ("googlenet", "inception_v3") else {}
-    return torchvision.models.get_model(architecture, weights=None, **quiet)
+    else:
+        model = torchvision.models.get_model(architecture, weights=None)
+    return model
 
 
 def parameters(name: str) -> int:
@@ -110,7 +111,8 @@ def cover(name: str) -> Outcome:
     """Attach, train one step, detach, and look at what is left."""
     torch.manual_seed(0)
     start = time.perf_counter()
-    side, probed, sizes, skipped, failure = 0, 0, [0], {}, ""
+    side, probed, sizes, failure = 0, 0, [0], ""
+    skipped: dict[str, str] = {}
     try:
         model = build(name).train()
         side, x = smallest_input(model)
@@ -121,7 +123,8 @@ def cover(name: str) -> Outcome:
             loss.backward()
             probes.step(torch.randint(CLASSES, (BATCH,)))
         probed, sizes = len(probes.layers), [size for _, size in probes.reductions.values()]
-        skipped = probes.skipped
+        silent = set(automatic_layers(model)) - {*probes.layers, *probes.skipped}
+        skipped = probes.skipped | {layer: f"layer {layer!r} never runs." for layer in sorted(silent)}
         if hooks(model) != before:
             failure = "hooks are left after detaching"
         elif probed < FEWEST_PROBES:
@@ -129,7 +132,7 @@ def cover(name: str) -> Outcome:
     except Exception as error:
         failure = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     span = (min(sizes), max(sizes))
-    return Outcome(failure, side, probed, span, dict(skipped), time.perf_counter() - start)
+    return Outcome(failure, side, probed, span, skipped, time.perf_counter() - start)
 
 
 def smallest_input(model: nn.Module) -> tuple[int, torch.Tensor]:
