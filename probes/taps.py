@@ -249,7 +249,7 @@ class _Frame:
             self._interceptor.muted = True
             # What lies above it stays: a `with torch.device(...)`, or another set's, which then takes it along.
             while isinstance(top := _get_current_function_mode(), _Interceptor) and top.muted:
-                top.__exit__(None, None, None)
+                top.__exit__(None, None, None)  # type: ignore[no-untyped-call]
                 top.entered = False
 
     def resume(self) -> None:
