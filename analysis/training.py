@@ -172,12 +172,11 @@ class _Job:
         return DataLoader(split, batch_sampler=_batches(split, self.settings, epoch)[skip:], **common)
 
     def measure_fitted(self, run: Run) -> None:
-        """Fit fresh probes to the model held fixed; read them on test data (at first on validation too)."""
+        """Fit fresh probes to the model held fixed and read them on test data."""
         valid, test = self.loader(self.data.valid), self.loader(self.data.test)
         epochs, bars = self.settings.fit_epochs, self._progress
-        fitted = self.probes.fit(_Shuffled(self), valid, max_epochs=epochs, patience=2, progress=bars)
+        self.probes.fit(_Shuffled(self), valid, max_epochs=epochs, patience=2, progress=bars)
         if self.step == 0:
-            run.log(fitted, 0)
             run.snapshot(self.model, 0, epoch=0.0)
         run.log(self.probes.evaluate(test, split="test", progress=bars), self.step)
 

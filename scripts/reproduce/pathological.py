@@ -127,7 +127,7 @@ def by_depth(history: dict[int, ProbeResult]) -> Figure:
     axes.axhline(90, color="black", ls=":", lw=0.8)
     axes.set(xlabel="layer", ylabel="prediction error of the probe (%)", xlim=(0, DEPTH + 1), ylim=(0, 100))
     axes.set_title("128 layers, the first 64 bypassed: probe error by depth (validation)", fontsize=11)
-    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0.01, 0.9))
+    axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0.1, 0.1))
     return figure
 
 

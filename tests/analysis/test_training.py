@@ -53,7 +53,10 @@ def test_a_run_directory_holds_what_the_design_says(undisturbed: Path) -> None:
     assert {"config.json", "results.jsonl", "snapshots", "figures", "resume.pt"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     records = [(r["step"], r["kind"], r.get("split")) for r in results(undisturbed)]
-    assert records[:2] == [(0, "ProbeResult", "valid"), (0, "ProbeResult", "test")]
+    assert records[0] == (0, "ProbeResult", "test")
+    assert [r for r in records if r[2] == "valid"] == [
+        (s, "ProbeResult", "valid") for s in (5, 10, 15, 20, 24)
+    ]
     assert records[-1] == (24, "ProbeResult", "test")
     snapshots = {p.stem for p in (undisturbed / "snapshots").glob("*.safetensors")}
     assert snapshots == {"step_00000000", "step_00000001", "step_00000005", "step_00000024"}
