@@ -80,7 +80,6 @@ class ProbeSet:
     ):
         self.model = _unwrap(model)
         self.skipped: dict[str, str] = {}  # layers of "auto" without a probe, and why
-        self._compiled = self.model is not model and hasattr(model, "_orig_mod")
         self._is_auto = isinstance(layers, str) and layers == "auto"
         selection = Selection(automatic_layers(self.model) if self._is_auto else layers, exclude)
         self._reduce, self._seed = reduce, seed
@@ -200,7 +199,11 @@ class ProbeSet:
                 features that cannot be used. The model, its gradients and its probes stay as they were.
         """
         if self._features is None and self._taps.error is None:
-            raise ProbeError(self._why_no_features())
+            raise ProbeError(
+                "step() needs a training forward before it: call the model itself, in train mode and with "
+                "gradients enabled, once for each step (forwards under eval() or no_grad() never train a "
+                "probe; use fit() for a model that is held fixed)."
+            )
         batch, self._features = self._features or {}, None
         self._train(batch, y)
 
@@ -225,8 +228,7 @@ class ProbeSet:
         if self._taps.error is not None:
             error, self._taps.error = self._taps.error, None
             raise error
-        if not self._is_auto:
-            self._taps.require_matches()
+        self._taps.require_matches(all_of_them=not self._is_auto)
         device = next((x.device for x, _ in batch.values()), torch.device("cpu"))
         labels = Labels(y, self._targets, device)
         self._drop_or_refuse(batch, labels.examples)
@@ -262,18 +264,6 @@ class ProbeSet:
         if not batch:
             reasons = "".join(f" {reason}" for reason in list(self.skipped.values())[:1])
             raise ProbeError(f"no layer of this model could be probed; name some with layers=[...].{reasons}")
-
-    def _why_no_features(self) -> str:
-        if self._compiled:
-            return (
-                "no training forward has been seen since the last step(); a model compiled and run before "
-                "the probes were attached skips them: attach first, or call torch.compiler.reset()."
-            )
-        return (
-            "step() needs a training forward before it: call the model itself, in train mode and with "
-            "gradients enabled, once for each step (forwards under eval() or no_grad() never train a "
-            "probe; use fit() for a model that is held fixed)."
-        )
 
     def fit(
         self,

@@ -85,20 +85,24 @@ class Taps:
         """Every module call and operation met so far, in execution order."""
         return list(self._seen.values())
 
-    def require_matches(self) -> None:
-        """Refuse a selection of which a part matched nothing in the forwards so far.
+    def require_matches(self, all_of_them: bool = True) -> None:
+        """Refuse a selection of which a part, or everything inside the model, matched nothing so far.
 
         Raises:
             ProbeError: naming the pattern, and whether it is unknown or never ran.
         """
         if self._all_matched:
             return
-        for pattern in self._selection.unmatched(self._seen.values()):
+        unmatched = self._selection.unmatched(self._seen.values())
+        if not all_of_them and len(unmatched) < len(self._selection.include) - 1:
+            unmatched = []  # more than the model's input
+        for pattern in unmatched:
             paths = set(self._paths.values())
             if isinstance(pattern, str) and pattern.partition(":")[0] in paths:
                 raise ProbeError(
                     f"layer {pattern!r} exists but the model's forward never runs it; leave it out "
-                    "(or, if the model is compiled, attach the probes before its first call)."
+                    "(or, if the model was compiled before the probes were attached, call "
+                    "torch.compiler.reset())."
                 )
             raise ProbeError(no_such_layer(pattern, [INPUT, *self._seen, *sorted(paths - {""})]))
         self._all_matched = True
@@ -247,7 +251,7 @@ class _Frame:
         """Let functions through: other code than this module's runs. Off the stack where that is possible."""
         if self._interceptor is not None:
             self._interceptor.muted = True
-            # What lies above it stays: a `with torch.device(...)`, or another set's, which then takes it along.
+            # What lies above it stays: a mode of the user's, or another set's, which then takes it along.
             while isinstance(top := _get_current_function_mode(), _Interceptor) and top.muted:
                 top.__exit__(None, None, None)  # type: ignore[no-untyped-call]
                 top.entered = False

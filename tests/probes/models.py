@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.overrides import _get_current_function_mode
 
 from probes import ProbeSet
 
@@ -149,6 +150,7 @@ class Training:
             result = probes.state_dict()
             assert result["bank"]["steps"] > 0, "the probes did not train, so this test shows nothing"
             probes.detach()
+        assert _get_current_function_mode() is None
         return {
             "weights": dict(model.state_dict()),
             "gradients": [p.grad for p in model.parameters()],

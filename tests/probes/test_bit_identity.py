@@ -112,7 +112,7 @@ CASES = {
     "convnet, everything": Training(ConvNet, images(), EVERYTHING),
     "convnet, types": Training(ConvNet, images(), [nn.Conv2d, nn.ReLU]),
     "frozen parts": Training(frozen, images(), EVERYTHING),
-    "resnet18": Training(resnet18, images(2, 4, 32), ["layer*.*", "layer1.0.add", "layer2.0.relu_1", "fc"]),
+    "resnet18": Training(resnet18, images(2, 2, 32), ["layer*.*", "layer1.0.add", "layer2.0.relu_1", "fc"]),
     "vit": Training(vit, images(2, 4, 16), ["blocks.*.attn.*", "**.add*", "blocks.1.mlp.fc1", "norm"]),
     "vit, auto": Training(vit, images(2, 4, 16)),
     "swin": Training(swin, images(2, 4, 16), ["layers.*.blocks.*", "layers.*"]),
