@@ -10,19 +10,15 @@ import torch
 import torch.distributed as dist
 
 from .errors import ProbeError
+from .group import Group
 from .labels import Labels
 from .tally import Tally
 from .targets import Regression, Target
 
 __all__ = ["Bank", "ProbeSpec"]
 
-_CONSTANT = 1e-6  # a feature that varies less than this share of its mean is rounding noise
-_LOOK_EVERY = 10  # steps between updates of the running statistics, after as many first steps
-_MOMENTUM = 0.1  # weight of a new batch in them
 _STACKED = 4096  # features up to which layers of equal size are stacked for one product
-_CACHED = 2**18  # numbers that fit a processor's cache
 _CHECK_EVERY = 100  # steps between looks at a GPU's fault flags, each of which waits for the GPU
-_SCORE_MOMENTUM = 0.02
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ class Bank:
     ):
         self.targets = dict(targets)
         self.lrs = tuple(lrs)
-        self.groups: list[_Group] = []
+        self.groups: list[Group] = []
         self._process_group = process_group
         self._optimizer: torch.optim.Adam | None = None
         self._units: dict[str, torch.Tensor] = {}  # of regression targets: (2, width), shift and scale
@@ -78,9 +74,9 @@ class Bank:
             shapes.setdefault((spec.size, spec.positions, alone), []).append(spec.layer)
         width = sum(target.width for target in self.targets.values())
         for (size, positions, _), layers in shapes.items():
-            self._adopt(_Group(layers, size, positions, width, len(self.lrs), len(self.targets), device))
+            self._adopt(Group(layers, size, positions, width, len(self.lrs), len(self.targets), device))
 
-    def _adopt(self, group: _Group) -> None:
+    def _adopt(self, group: Group) -> None:
         self.groups.append(group)
         if self._optimizer is None:
             fused = group.mean.device.type in ("cpu", "cuda")
@@ -107,7 +103,7 @@ class Bank:
         moments = [
             (group, *group.moments(x, self._sum))
             for group, (x, _) in zip(self.groups, rows, strict=True)
-            if group.steps < _LOOK_EVERY or group.steps % _LOOK_EVERY == 0
+            if group.is_due()
         ]
         looks = self.steps % _CHECK_EVERY == 0 or not any(group.mean.is_cuda for group in self.groups)
         if looks:
@@ -131,10 +127,10 @@ class Bank:
             group.steps += 1
 
     def _set_gradients(
-        self, group: _Group, x: torch.Tensor, positions: tuple[int, ...], labels: Labels
+        self, group: Group, x: torch.Tensor, positions: tuple[int, ...], labels: Labels
     ) -> torch.Tensor:
         """Prepare the optimizer's step; the mean losses (G, lrs x targets)."""
-        logits = _logits(*group.folded(), x)
+        logits = group.logits(x)
         gradient = torch.empty_like(logits)
         column, losses = 0, []
         for name, target in list(self.targets.items()) * len(self.lrs):
@@ -207,8 +203,7 @@ class Bank:
             if not present:
                 continue
             x, positions = group.gather(features, present)
-            weight, bias = group.folded()
-            logits = _logits(weight[present], bias[present], x)
+            logits = group.logits(x, present)
             if not bool(logits.isfinite().all()):
                 group.fault[present] |= ~logits.isfinite().all(2).all(1)
                 self.raise_faults()
@@ -235,7 +230,7 @@ class Bank:
         """Training steps that the layer's probes have had."""
         return self._find(layer)[0].steps
 
-    def _find(self, layer: str) -> tuple[_Group, int]:
+    def _find(self, layer: str) -> tuple[Group, int]:
         for group in self.groups:
             if layer in group.layers:
                 return group, group.layers.index(layer)
@@ -271,154 +266,9 @@ class Bank:
         self.steps = int(state["steps"])
         for saved in state["groups"]:
             positions = tuple(saved["positions"])
-            group = _Group(
+            group = Group(
                 saved["layers"], saved["size"], positions, sum(widths), len(self.lrs), len(widths), device
             )
             self._adopt(group)
             assert self._optimizer is not None
             group.load_state_dict(saved, self._optimizer)
-
-
-class _Group:
-    """Probes whose inputs have one shape: `weights[r]` is (G, outputs, size) for learning rate r."""
-
-    def __init__(
-        self,
-        layers: Sequence[str],
-        size: int,
-        positions: tuple[int, ...],
-        outputs: int,
-        lrs: int,
-        targets: int,
-        device: torch.device,
-    ):
-        count = len(layers)
-        self.layers, self.size, self.positions = list(layers), size, positions
-        real: Any = {"dtype": torch.float32, "device": device}  # whatever the user's default dtype is
-        self.weights = [torch.zeros(count, outputs, size, **real) for _ in range(lrs)]
-        self.biases = [torch.zeros(count, outputs, **real) for _ in range(lrs)]
-        self.mean = torch.zeros(count, size, **real)
-        self.var = torch.ones(count, size, **real)
-        self.score = torch.full((count, lrs * targets), float("inf"), **real)
-        self.fault = torch.zeros(count, dtype=torch.bool, device=device)
-        self.steps = 0
-
-    def gather(
-        self, features: Mapping[str, torch.Tensor], which: Sequence[int] | None = None
-    ) -> tuple[torch.Tensor, tuple[int, ...]]:
-        """Rows of these layers, (G, rows, size), and the positions of each example in this batch."""
-        layers = self.layers if which is None else [self.layers[i] for i in which]
-        rows = [features[layer].reshape(-1, self.size).to(self.mean.device) for layer in layers]
-        positions = {tuple(features[layer].shape[1:-1]): layer for layer in layers}
-        if len(positions) > 1:
-            raise ProbeError(
-                f"layers {' and '.join(map(repr, positions.values()))} had the same positions before and now "
-                f"have {' and '.join(map(str, positions))}; keep the input size fixed."
-            )
-        return rows[0][None] if len(rows) == 1 else torch.stack(rows), next(iter(positions))
-
-    def moments(self, x: torch.Tensor, reduce: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and variance (G, size) of a batch's features; notes a fault where these are not finite."""
-        n = reduce(torch.full((), float(x.shape[1]), device=x.device))
-        mean = reduce(x.sum(1)) / n
-        squares = torch.zeros_like(mean)
-        for part in x.split(max(1, _CACHED // mean.numel()), dim=1):  # a copy of x would not fit the cache
-            squares += (part - mean[:, None]).square_().sum(1)
-        var = reduce(squares) / n
-        self.fault |= ~var.isfinite().all(1)
-        return mean, var
-
-    def take_in(self, mean: torch.Tensor, var: torch.Tensor) -> None:
-        """Update the running mean and variance with a batch's; those of a layer at fault stay."""
-        # The running average of all batches at first, an exponential one later: features move as the
-        # model trains. Chan's formula for the variance of a mixture.
-        weight = max(1 / (self.steps + 1), _MOMENTUM)
-        difference = mean - self.mean
-        new_var = torch.lerp(self.var, var, weight) + weight * (1 - weight) * difference.square() * (
-            self.steps > 0
-        )
-        self.mean = torch.where(self.fault[:, None], self.mean, self.mean + weight * difference)
-        self.var = torch.where(self.fault[:, None], self.var, new_var)
-
-    def _scale(self) -> torch.Tensor:
-        """1 / (std sqrt(size)), and 0 for features that are constant up to rounding: they say nothing."""
-        constant = self.var <= (self.mean * _CONSTANT).square()
-        return torch.where(constant, 0, (self.var * self.size).rsqrt())
-
-    def folded(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights (G, outputs, size) and biases (G, outputs) that act on the features as they are.
-
-        W (x - mean) s + b = (W s) x + (b - (W s) mean), with s = 1 / (std sqrt(size)).
-        """
-        weight = torch.cat(self.weights, 1) if len(self.weights) > 1 else self.weights[0]
-        bias = torch.cat(self.biases, 1) if len(self.biases) > 1 else self.biases[0]
-        weight = weight * self._scale()[:, None]
-        return weight, bias - torch.bmm(weight, self.mean[..., None]).squeeze(2)
-
-    def unfold(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        """Set the parameters so that `folded()` gives these."""
-        bias = bias + torch.bmm(weight, self.mean[..., None]).squeeze(2)
-        scale = self._scale()[:, None]
-        weight = torch.where(scale > 0, weight / scale, 0)
-        outputs = self.biases[0].shape[1]
-        for w, own in zip(self.weights, weight.split(outputs, 1), strict=True):
-            w.copy_(own)
-        for b, own in zip(self.biases, bias.split(outputs, 1), strict=True):
-            b.copy_(own)
-
-    def set_gradients(self, d: torch.Tensor, x: torch.Tensor, reduce: Any) -> None:
-        """Set the parameters' gradients from those in the logits, d (G, rows, outputs).
-
-        In standardised features z: dW = D^T z = (D^T x - (D^T 1) mean^T) s.
-        """
-        bias = d.sum(1)
-        weight = torch.bmm(d.transpose(1, 2), x)
-        weight.baddbmm_(bias[..., None], self.mean[:, None], alpha=-1)
-        weight.mul_(self._scale()[:, None])
-        weight, bias = reduce(weight), reduce(bias)
-        self.fault |= ~weight.isfinite().flatten(1).all(1)  # a row that does not count may hold NaN too
-        if weight.is_cuda:  # elsewhere a fault stops the step; here it is seen later
-            weight = weight.masked_fill(self.fault[:, None, None], 0)
-            bias = bias.masked_fill(self.fault[:, None], 0)
-        outputs = self.biases[0].shape[1]
-        for r, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
-            block = slice(r * outputs, (r + 1) * outputs)
-            # torch's fused Adam on the CPU reads a strided gradient as if it were contiguous.
-            w.grad, b.grad = weight[:, block].contiguous(), bias[:, block].contiguous()
-
-    def note_losses(self, loss: torch.Tensor) -> None:
-        """Keep a running average of the training losses (G, lrs x targets)."""
-        old = self.score
-        new = torch.where(old.isfinite(), torch.lerp(old, loss, _SCORE_MOMENTUM), loss)
-        self.score = torch.where(loss.isfinite(), new, old)
-
-    def state_dict(self, optimizer: torch.optim.Adam | None) -> dict[str, Any]:
-        moments = (
-            [] if optimizer is None else [optimizer.state.get(p, {}) for p in self.weights + self.biases]
-        )
-        return {
-            "layers": list(self.layers),
-            "size": self.size,
-            "positions": list(self.positions),
-            "steps": self.steps,
-            "parameters": [p.clone() for p in self.weights + self.biases],
-            "statistics": [self.mean.clone(), self.var.clone(), self.score.clone()],
-            "moments": [{k: v.clone() for k, v in moment.items()} for moment in moments],
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any], optimizer: torch.optim.Adam) -> None:
-        device = self.mean.device
-        self.steps = int(state["steps"])
-        self.mean, self.var, self.score = (t.to(device) for t in state["statistics"])
-        for p, value, moment in zip(
-            self.weights + self.biases, state["parameters"], state["moments"], strict=True
-        ):
-            p.copy_(value)
-            if moment:
-                optimizer.state[p] = {k: v.to(device) for k, v in moment.items()}
-
-
-def _logits(weight: torch.Tensor, bias: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """W x + b for weights (G, outputs, size) and rows (G, rows, size): (G, rows, outputs)."""
-    # This order of the product is up to five times faster on a CPU than x W^T, outputs being few.
-    return torch.bmm(weight, x.transpose(1, 2)).transpose(1, 2) + bias[:, None]
