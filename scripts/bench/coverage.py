@@ -3,7 +3,7 @@
     python scripts/bench/coverage.py                     # torchvision and the smallest of each timm module
     python scripts/bench/coverage.py --quick             # a dozen of them, within a minute
     python scripts/bench/coverage.py --only 'timm:*vit*'
-    python scripts/bench/coverage.py --sample 30         # any other timm architectures, drawn at random
+    python scripts/bench/coverage.py --sample 30         # any timm architectures, drawn at random
 
 Each model, with random weights, has probes attached, trains for one forward, backward and `step(y)`, and is
 detached. It counts if nothing raised, every module's hooks are again those of before, and at least three
@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from fnmatch import fnmatch
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import timm
@@ -98,13 +98,11 @@ def smallest_of_each_module(glob: str = "*") -> Iterator[str]:
             yield min(names, key=parameters)
 
 
-def sampled(count: int, seed: int) -> list[str]:
-    """Timm architectures of moderate size at random, none of them the smallest of its module."""
-    representatives = set(smallest_of_each_module())
-    names = [name for module in timm_modules() for name in module if name not in representatives]
+def sampled(count: int, seed: int) -> Iterator[str]:
+    """Timm architectures of moderate size, drawn at random."""
+    names = [name for module in timm_modules() for name in module]
     random.Random(seed).shuffle(names)
-    moderate = (name for name in names if parameters(name) <= MODERATE)
-    return [name for name, _ in zip(moderate, range(count), strict=False)]
+    return islice((name for name in names if parameters(name) <= MODERATE), count)
 
 
 def cover(name: str) -> Outcome:
@@ -210,7 +208,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a representative dozen")
     parser.add_argument("--only", default="*", metavar="GLOB", help="of the models, those whose name matches")
     parser.add_argument(
-        "--sample", type=int, default=0, metavar="N", help="N other timm architectures instead"
+        "--sample", type=int, default=0, metavar="N", help="N random timm architectures instead"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     arguments = parser.parse_args()
