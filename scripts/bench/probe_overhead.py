@@ -44,6 +44,8 @@ LOOPS = ("without", "probes", "by hand")
 
 @dataclass(frozen=True)
 class Case:
+    """A network, its input and the layers to probe."""
+
     name: str
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]  # of a batch
