@@ -10,7 +10,8 @@ with ProbeSet(model, layers=["layer*.*", "layer1.0.add"], num_classes=1000) as p
 """
 
 from .errors import ProbeError
-from .probe_set import ProbeSet, default_forward
+from .host import default_forward
+from .probe_set import ProbeSet
 from .reduction import Auto, Flatten, Pool, Positions, Project, Reduction, Subset, Token, parse_reduction
 from .results import ProbeResult, Reading, Reference
 from .selection import HookPoint, Pattern, Selection

@@ -92,8 +92,8 @@ class Bank:
         """Advance every probe by one step of Adam on the mean loss over these rows.
 
         Raises:
-            ProbeError: for features or labels that are not finite or out of range; on a GPU up to 100
-                steps later, the probes concerned standing still meanwhile.
+            ProbeError: for features or labels that are not finite or out of range, before anything has
+                changed; on a GPU up to 100 steps later, their gradients taken for zero meanwhile.
         """
         self._label_fault = labels.fault | self._label_fault.to(labels.fault.device)
         rows = [group.gather(features) for group in self.groups]

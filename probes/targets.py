@@ -61,8 +61,8 @@ class Classification:
         )
 
     def counted(self, y: torch.Tensor) -> torch.Tensor:
-        """Which rows count: bool, shape of y."""
-        return y != self.ignore_index
+        """Which rows count: bool, shape of y; not those that a GPU has yet to be refused for."""
+        return (y >= 0) & (y < self.num_classes) & (y != self.ignore_index)
 
     def faulty(self, y: torch.Tensor) -> torch.Tensor:
         """Whether any label is no class, as a 0-d bool tensor, without waiting for a GPU."""

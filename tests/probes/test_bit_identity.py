@@ -250,10 +250,10 @@ def test_recomputation_is_not_read_again() -> None:
     def spying(model: nn.Module, optimizer: Any, x: Any, y: Any, probes: Any) -> Any:
         output = model(x)
         if probes:
-            seen.append(probes.sets[0]._features)
+            seen.append(probes.sets[0]._reader.features)
         F.cross_entropy(output, y).backward()
         if probes:
-            assert probes.sets[0]._features is seen[-1]
+            assert probes.sets[0]._reader.features is seen[-1]
             probes.step(y)
         optimizer.step()
         return output.detach()

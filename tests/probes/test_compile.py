@@ -62,8 +62,8 @@ def train(backend: str | None, attach: str, layers: Any = LAYERS, **options: Any
         optimizer.step()
         losses.append(loss.detach())
         if probes:
-            assert probes._features is not None
-            rows.append({name: value for name, (value, _) in probes._features.items()})
+            assert probes._reader.features is not None
+            rows.append({name: value for name, (value, _) in probes._reader.features.items()})
             probes.step(y)
     read = list(probes.layers) if probes else []
     if probes:

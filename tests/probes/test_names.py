@@ -111,7 +111,7 @@ def features(model: nn.Module, layers: Any, *args: Any, **kwargs: Any) -> dict[s
     with ProbeSet(model, layers, CLASSES, reduce="flatten") as probes:
         output = model.train()(*args, **kwargs)
         del output
-        batch = probes._features or {}
+        batch = probes._reader.features or {}
         probes.step(torch.zeros(len(next(iter(batch.values()))[0]), dtype=torch.long))
         return {name: batch[name][0] for name in probes.layers}
 
@@ -131,7 +131,7 @@ def test_elements_of_an_lstm() -> None:
     model = Tagger()
     with ProbeSet(model, ["lstm", "lstm:0", "lstm:1.0"], CLASSES, reduce="last") as probes:
         model(x)
-        batch = probes._features
+        batch = probes._reader.features
     assert batch is not None
     assert torch.equal(batch["lstm"][0], batch["lstm:0"][0])
     assert batch["lstm"][0].shape == (3, 6)

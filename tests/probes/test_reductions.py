@@ -139,7 +139,7 @@ def test_copies_survive_an_in_place_change(reduction: str) -> None:
         handle = model.bn1.register_forward_hook(lambda m, a, out: seen.append(out.detach().clone()))
         model(x)
         handle.remove()
-        batch = probes._features
+        batch = probes._reader.features
         assert batch is not None
     assert (seen[0] < 0).any()  # the ReLU that follows changes these in place
     expected = bind(reduction, Features(seen[0], 1), seed=0, name="bn1")(Features(seen[0], 1))[0]
@@ -166,7 +166,7 @@ def test_batch_first_or_second(batch_first: bool, reduction: str) -> None:
         outputs: list[torch.Tensor] = []
         model.lstm.register_forward_hook(lambda m, a, out: outputs.append(out[0].detach()))
         model(x if batch_first else x.transpose(0, 1))
-        batch = probes._features
+        batch = probes._reader.features
         assert batch is not None
     tokens = outputs[0] if batch_first else outputs[0].transpose(0, 1)
     torch.testing.assert_close(batch["lstm"][0], tokens.mean(1) if reduction == "mean" else tokens[:, -1])
@@ -207,7 +207,7 @@ def test_attention_masks_mark_the_padding(mask: dict[str, torch.Tensor]) -> None
     model = Masked()
     with ProbeSet(model, "embed", CLASSES, reduce="mean") as probes:
         model(TOKENS, **mask)
-        batch = probes._features
+        batch = probes._reader.features
         assert batch is not None
     rows = [model.embed(x[:n]).mean(0) for x, n in zip(TOKENS, [7, 2, 5], strict=True)]
     torch.testing.assert_close(batch["embed"][0], torch.stack(rows))

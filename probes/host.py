@@ -1,0 +1,93 @@
+"""The user's model: what it is beneath its wrappers, and how it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+from .errors import ProbeError
+from .streams import preserved_random_state
+
+__all__ = ["Forward", "default_forward", "device_of", "held_fixed", "logits_of", "to_device", "unwrap"]
+
+Forward: TypeAlias = Callable[[nn.Module, Any], tuple[Any, Any]]
+_LABEL_KEYS = ("labels", "label", "y", "targets", "target")
+
+
+@contextmanager
+def held_fixed(model: nn.Module, *loaders: object) -> Iterator[None]:
+    """Eval mode and no gradients; modes, random streams and the loaders' own are restored on leaving."""
+    modes = [(module, module.training) for module in model.modules()]
+    with preserved_random_state(*loaders), torch.no_grad():
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+def default_forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
+    """Run a batch `(x, y, ...)`, or a dict with labels under `labels`, `label`, `y`, `targets` or `target`.
+
+    Returns:
+        The model's output and the labels.
+
+    Raises:
+        ProbeError: for a batch of another form, which needs a `forward` function.
+    """
+    if isinstance(batch, Mapping):
+        key = next((k for k in _LABEL_KEYS if k in batch), None)
+        if key is not None:
+            return model(**{k: v for k, v in batch.items() if k != key}), batch[key]
+    elif isinstance(batch, Sequence) and len(batch) >= 2:
+        return model(batch[0]), batch[1]
+    raise ProbeError(
+        "batches are neither (x, y) nor dicts with labels; pass "
+        "forward=lambda model, batch: (output, labels)."
+    )
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside DDP and `torch.compile` wrappers."""
+    if isinstance(model, nn.DataParallel):
+        raise ProbeError("nn.DataParallel runs copies of the model that hooks cannot follow; use DDP.")
+    inner = getattr(model, "_orig_mod", None)
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        inner = model.module
+    return unwrap(inner) if isinstance(inner, nn.Module) else model
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter or buffer is."""
+    tensors = (t for group in (model.parameters(), model.buffers()) for t in group)
+    return next((t.device for t in tensors), torch.device("cpu"))
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Move the tensors in a nest of tuples and mappings."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, PackedSequence):
+        moved: PackedSequence = batch.to(device)  # type: ignore[arg-type]  # torch's stub is wrong
+        return moved
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return [to_device(value, device) for value in batch]
+    return batch
+
+
+def logits_of(output: Any) -> torch.Tensor | None:
+    """The tensor that is a model's answer: its output, what the output calls logits, or a tuple's first."""
+    if isinstance(output, torch.Tensor):
+        return output
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if logits is None and isinstance(output, (tuple, list)) and output:
+        logits = output[0]
+    return logits if isinstance(logits, torch.Tensor) else None

@@ -1,0 +1,115 @@
+"""A measurement: what one pass over a split says about probes, labels and the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+import torch
+import torch.distributed as dist
+
+from .bank import Bank
+from .host import logits_of
+from .labels import Labels
+from .reader import Batch
+from .reduction import BoundReduction
+from .results import Reading, Reference
+from .tally import Tally
+from .targets import Classification, Regression, Target
+
+__all__ = ["Measurement"]
+
+
+class Measurement:
+    """Sums over the batches of a split, and the readings that follow from them."""
+
+    def __init__(self, bank: Bank):
+        self._bank, self._targets = bank, bank.targets
+        self._tallies: dict[tuple[str, str], Tally] = {}
+        self._summaries: dict[str, torch.Tensor] = {}
+        self._own = Tally()  # the model's own errors
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no batch was added."""
+        return not self._tallies
+
+    def add(self, output: Any, batch: Batch, labels: Labels) -> None:
+        """Take in a batch: what the model answered, its layers' features, the labels."""
+        with torch.autocast(labels.fault.device.type, enabled=False):
+            self._bank.measure({layer: x for layer, (x, _) in batch.items()}, labels, self._tallies)
+        for name, t in self._targets.items():
+            values = labels.values[name]
+            summary = t.summary(values[t.counted(values)])
+            self._summaries[name] = self._summaries[name] + summary if name in self._summaries else summary
+        primary, target = next(iter(self._targets.items()))
+        logits, answer = logits_of(output), labels.values[primary]
+        if _answers(logits, answer, target):
+            wrong = (logits.argmax(1) != answer).double()
+            self._own.add(wrong[:, None], target.counted(answer)[:, None])
+
+    def reduce(self, group: dist.ProcessGroup) -> None:
+        """Sum over the processes of a group."""
+        for tally in [*self._tallies.values(), self._own]:
+            tally.reduce(group)
+        for summary in self._summaries.values():
+            dist.all_reduce(summary, group=group)
+
+    def losses(self) -> dict[tuple[str, str], torch.Tensor]:
+        """Mean losses (lrs,) by layer and target."""
+        return {key: tally.means()[0][:, 0] for key, tally in self._tallies.items()}
+
+    def readings(self, bound: Mapping[str, BoundReduction], layers: list[str]) -> tuple[Reading, ...]:
+        """Of these layers, as far as they ran."""
+        return tuple(
+            self._reading(layer, name, bound[layer])
+            for layer in layers
+            for name in self._targets
+            if (layer, name) in self._tallies
+        )
+
+    def references(self) -> tuple[Reference, ...]:
+        """One per target."""
+        return tuple(self._reference(name) for name in self._targets)
+
+    def _reading(self, layer: str, name: str, bound: BoundReduction) -> Reading:
+        target, r = self._targets[name], self._bank.best_lr(layer, name)
+        tally, summary = self._tallies[layer, name], self._summaries[name]
+        means, errors = tally.means()
+        found = dict(
+            zip(target.metrics, zip(means[r].tolist(), errors[r].tolist(), strict=True), strict=True)
+        )
+        loss = found["loss"]
+        if isinstance(target, Regression):
+            variance = target.variance(summary)
+            found["error"] = (loss[0] / variance, loss[1] / variance) if variance > 0 else (float("nan"),) * 2
+        top5 = found.get("top5_error", (None, None))
+        return Reading(
+            layer=layer,
+            target=name,
+            reduction=bound.text,
+            features=bound.size,
+            lr=self._bank.lrs[r],
+            steps=self._bank.steps_of(layer),
+            n=int(tally.rows),
+            loss=loss[0],
+            loss_se=loss[1],
+            error=found["error"][0],
+            error_se=found["error"][1],
+            top5_error=top5[0],
+            top5_error_se=top5[1],
+        )
+
+    def _reference(self, name: str) -> Reference:
+        target, summary = self._targets[name], self._summaries[name]
+        mine = name == next(iter(self._targets)) and float(self._own.rows) > 0
+        error, se = (value.item() for value in self._own.means()) if mine else (None, None)
+        rows = int(summary.sum() if isinstance(target, Classification) else summary[0, 0])
+        return Reference(name, rows, target.majority_error(summary), error, se)
+
+
+def _answers(logits: torch.Tensor | None, y: torch.Tensor, target: Target) -> TypeGuard[torch.Tensor]:
+    """Whether a model's output has one number per class for each of these labels."""
+    if not isinstance(target, Classification) or logits is None or y.ndim != 1:
+        return False
+    return logits.shape == (len(y), target.num_classes)
