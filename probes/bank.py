@@ -113,10 +113,7 @@ class Bank:
                 self._units[name] = self._fix_units(labels.values[name].flatten(0, -2))
         for group, mean, var in moments:
             group.take_in(mean, var)
-        losses = [
-            self._set_gradients(group, x, positions, labels)
-            for group, (x, positions) in zip(self.groups, rows, strict=True)
-        ]
+        losses = self._set_gradients(rows, labels)
         if looks:
             self.raise_faults()
         assert self._optimizer is not None
@@ -127,22 +124,47 @@ class Bank:
             group.steps += 1
 
     def _set_gradients(
-        self, group: Group, x: torch.Tensor, positions: tuple[int, ...], labels: Labels
-    ) -> torch.Tensor:
-        """Prepare the optimizer's step; the mean losses (G, lrs x targets)."""
-        logits = group.logits(x)
+        self, rows: Sequence[tuple[torch.Tensor, tuple[int, ...]]], labels: Labels
+    ) -> list[torch.Tensor]:
+        """Prepare the optimizer's step; the mean losses (G, lrs x targets) of each group."""
+        terms = [group.terms(x) for group, (x, _) in zip(self.groups, rows, strict=True)]
+        losses: list[torch.Tensor] = [torch.empty(0)] * len(terms)
+        # Logits are small: those of all groups that share their labels go through the loss together.
+        for positions in {p for _, p in rows}:
+            members = [i for i, (_, p) in enumerate(rows) if p == positions]
+            counts = [len(self.groups[i].layers) for i in members]
+            logits = torch.cat([terms[i].logits() for i in members])
+            # Rows that do not count must be finite too: zero times NaN is not zero.
+            faults = ~logits.isfinite().flatten(1).all(1)
+            of_rows = [
+                labels.rows(name, positions, self.groups[members[0]].layers[0]) for name in self.targets
+            ]
+            loss, gradient = self._loss_and_gradient(logits, of_rows)
+            parts = (part.split(counts) for part in (loss, gradient, faults))
+            for i, own_loss, own_gradient, fault in zip(members, *parts, strict=True):
+                losses[i] = own_loss
+                self.groups[i].fault |= fault
+                self.groups[i].set_gradients(terms[i], own_gradient, self._sum)
+        return losses
+
+    def _loss_and_gradient(
+        self, logits: torch.Tensor, of_rows: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean losses (G, lrs x targets), and their gradient in the logits (G, rows, lrs x outputs).
+
+        `of_rows` has each target's labels, and which rows count.
+        """
         gradient = torch.empty_like(logits)
         column, losses = 0, []
-        for name, target in list(self.targets.items()) * len(self.lrs):
-            y, counted = labels.rows(name, positions, group.layers[0])
+        for (name, target), (y, counted) in [*zip(self.targets.items(), of_rows, strict=True)] * len(
+            self.lrs
+        ):
             block = slice(column, column := column + target.width)
             loss, d = target.loss_and_gradient(logits[..., block], self._standard(name, y))
             rows = self._sum(counted.sum().float()).clamp(min=1)
             losses.append(self._sum(loss.masked_fill(~counted, 0).sum(1) / rows))
-            group.fault |= ~losses[-1].isfinite()
             gradient[..., block] = d.masked_fill_(~counted[..., None], 0).div_(rows)
-        group.set_gradients(gradient, x, self._sum)
-        return torch.stack(losses, 1)
+        return torch.stack(losses, 1), gradient
 
     def _fix_units(self, y: torch.Tensor) -> torch.Tensor:
         """Shift and scale (2, width) that standardise the first batch: one rate then suits all units."""
@@ -203,7 +225,8 @@ class Bank:
             if not present:
                 continue
             x, positions = group.gather(features, present)
-            logits = group.logits(x, present)
+            which = None if len(present) == len(group.layers) else present
+            logits = group.terms(x, which).logits()
             if not bool(logits.isfinite().all()):
                 group.fault[present] |= ~logits.isfinite().all(2).all(1)
                 self.raise_faults()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from .errors import ProbeError
 
-__all__ = ["Group"]
+__all__ = ["Group", "Terms"]
 
 _CONSTANT = 1e-6  # a feature that varies less than this share of its mean is rounding noise
 _LOOK_EVERY = 10  # steps between updates of the running statistics, after as many first steps
@@ -44,6 +45,7 @@ class Group:
         self.var = torch.ones(count, size, **real)
         self.score = torch.full((count, lrs * targets), float("inf"), **real)
         self.fault = torch.zeros(count, dtype=torch.bool, device=device)
+        self._gradient: torch.Tensor | None = None  # kept: fresh pages for it cost more than the product
         self.steps = 0
 
     def gather(
@@ -92,23 +94,33 @@ class Group:
         constant = self.var <= (self.mean * _CONSTANT).square()
         return torch.where(constant, 0, (self.var * self.size).rsqrt())
 
+    def _parameters(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if len(self.weights) == 1:
+            return self.weights[0], self.biases[0]
+        return torch.cat(self.weights, 1), torch.cat(self.biases, 1)
+
     def folded(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights (G, outputs, size) and biases (G, outputs) that act on the features as they are.
 
         W (x - mean) s + b = (W s) x + (b - (W s) mean), with s = 1 / (std sqrt(size)).
         """
-        weight = torch.cat(self.weights, 1) if len(self.weights) > 1 else self.weights[0]
-        bias = torch.cat(self.biases, 1) if len(self.biases) > 1 else self.biases[0]
-        weight = weight * self._scale()[:, None]
+        return self._folded(self._scale())
+
+    def _folded(self, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        weight, bias = self._parameters()
+        weight = weight * scale[:, None]
         return weight, bias - torch.bmm(weight, self.mean[..., None]).squeeze(2)
 
-    def logits(self, x: torch.Tensor, which: Sequence[int] | None = None) -> torch.Tensor:
-        """What these layers' probes answer to rows (G, rows, size): (G, rows, outputs)."""
-        weight, bias = self.folded()
+    def terms(self, x: torch.Tensor, which: Sequence[int] | None = None) -> Terms:
+        """The product of rows (G, rows, size) with these layers' probes, in its cheaper form."""
+        mean, scale = self.mean, self._scale()
+        rewrites_rows = x[0].numel() < self.weights[0][0].numel()  # few rows, many classes
+        weight, bias = self._parameters() if rewrites_rows else self._folded(scale)
         if which is not None:
-            weight, bias = weight[which], bias[which]
-        # This order of the product is up to five times faster on a CPU than x W^T, outputs being few.
-        return torch.bmm(weight, x.transpose(1, 2)).transpose(1, 2) + bias[:, None]
+            weight, bias, mean, scale = weight[which], bias[which], mean[which], scale[which]
+        if rewrites_rows:
+            return Terms((x - mean[:, None]) * scale[:, None], weight, bias, None, None)
+        return Terms(x, weight, bias, mean, scale)
 
     def unfold(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
         """Set the parameters so that `folded()` gives these."""
@@ -121,20 +133,17 @@ class Group:
         for b, own in zip(self.biases, bias.split(outputs, 1), strict=True):
             b.copy_(own)
 
-    def set_gradients(self, d: torch.Tensor, x: torch.Tensor, reduce: Any) -> None:
-        """Set the parameters' gradients from those in the logits, d (G, rows, outputs).
-
-        In standardised features z: dW = D^T z = (D^T x - (D^T 1) mean^T) s.
-        """
-        bias = d.sum(1)
-        weight = torch.bmm(d.transpose(1, 2), x)
-        weight.baddbmm_(bias[..., None], self.mean[:, None], alpha=-1)
-        weight.mul_(self._scale()[:, None])
+    def set_gradients(self, terms: Terms, d: torch.Tensor, reduce: Any) -> None:
+        """Set the parameters' gradients from those in the logits, d (G, rows, lrs x outputs)."""
+        if self._gradient is None:
+            self._gradient = torch.empty(
+                len(self.layers), d.shape[2], self.size, dtype=torch.float32, device=d.device
+            )
+        weight, bias = terms.gradients(d, out=self._gradient)
         weight, bias = reduce(weight), reduce(bias)
-        self.fault |= ~weight.isfinite().flatten(1).all(1)  # a row that does not count may hold NaN too
         if weight.is_cuda:  # elsewhere a fault stops the step; here it is seen later
-            weight = weight.masked_fill(self.fault[:, None, None], 0)
-            bias = bias.masked_fill(self.fault[:, None], 0)
+            weight.masked_fill_(self.fault[:, None, None], 0)
+            bias.masked_fill_(self.fault[:, None], 0)
         outputs = self.biases[0].shape[1]
         for r, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
             block = slice(r * outputs, (r + 1) * outputs)
@@ -173,3 +182,33 @@ class Group:
             p.copy_(value)
             if moment:
                 optimizer.state[p] = {k: v.to(device) for k, v in moment.items()}
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A product W z + b of standardised features z = (x - mean) s, in one of two forms.
+
+    Either z itself and the weights as they are; or x, and weights into which mean and scale s are folded.
+    """
+
+    rows: torch.Tensor  # z or x, (G, rows, size)
+    weight: torch.Tensor
+    bias: torch.Tensor
+    mean: torch.Tensor | None
+    scale: torch.Tensor | None
+
+    def logits(self) -> torch.Tensor:
+        """The product, (G, rows, outputs)."""
+        # This order is up to five times faster on a CPU than x W^T, outputs being few.
+        product = torch.bmm(self.weight, self.rows.transpose(1, 2)).transpose(1, 2)
+        return product.contiguous().add_(self.bias[:, None])
+
+    def gradients(self, d: torch.Tensor, out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gradients in the unfolded weight (`out`) and bias from those in the logits, d (G, rows, outputs).
+
+        dW = D^T z = (D^T x - (D^T 1) mean^T) s.
+        """
+        bias, weight = d.sum(1), torch.bmm(d.transpose(1, 2), self.rows, out=out)
+        if self.mean is not None and self.scale is not None:
+            weight.baddbmm_(bias[..., None], self.mean[:, None], alpha=-1).mul_(self.scale[:, None])
+        return weight, bias

@@ -97,7 +97,7 @@ class ProbeSet:
     def detach(self) -> None:
         """Remove every hook; the model is as if there had been no probes. Safe to call twice."""
         self._taps.detach()
-        self._reader.take()
+        self._reader.forget()
 
     @property
     def layers(self) -> tuple[str, ...]:

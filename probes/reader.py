@@ -52,6 +52,7 @@ class FeatureReader:
         self._layouts: dict[str, Layout] = {}
         self._mask: torch.Tensor | None = None
         self._incoming: Batch = {}
+        self._buffers: dict[str, torch.Tensor] = {}  # the last training forward's copies
         self._reads_all = False
 
     @contextmanager
@@ -68,13 +69,20 @@ class FeatureReader:
         features, self.features = self.features, None
         return features
 
+    def forget(self) -> None:
+        """Drop features and their memory."""
+        self.features, self._incoming, self._buffers = None, {}, {}
+
     # -- what the taps call -------------------------------------------------------------------------
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether to read this forward."""
         self._incoming = {}
         self._mask = _token_mask(kwargs)
-        return self._reads_all or (self._model.training and torch.is_grad_enabled())
+        is_training = self._model.training and torch.is_grad_enabled()
+        if is_training and not self._reads_all:
+            self.features = None  # their memory is about to be written
+        return is_training or self._reads_all
 
     def receive(self, point: HookPoint, value: torch.Tensor | PackedSequence) -> None:
         """Reduce a layer's features."""
@@ -104,7 +112,11 @@ class FeatureReader:
         )
         if name not in self.bound:
             self.bound[name] = bind(self._reduction_of(name), features, seed=self._seed, name=name)
-        return self.bound[name](features)
+        if self._reads_all:
+            return self.bound[name](features)
+        copy, valid = self.bound[name](features, self._buffers.get(name))
+        self._buffers[name] = copy  # nobody holds the features of an earlier training forward any more
+        return copy, valid
 
     def _reduction_of(self, name: str) -> Reduce:
         if not isinstance(self._reduce, Mapping):

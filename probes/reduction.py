@@ -102,8 +102,13 @@ class BoundReduction:
     positions: tuple[int, ...]
     steps: tuple[Step, ...]
 
-    def __call__(self, features: Features) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """A new float32 tensor (B, size), or (B, *positions, size); and which positions are data."""
+    def __call__(
+        self, features: Features, buffer: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """A float32 copy (B, size), or (B, *positions, size); and which positions are data.
+
+        The copy is made in `buffer` if that has its shape: a large tensor's memory costs more than copying.
+        """
         original = features.value
         for step in self.steps:
             features = step(features)
@@ -111,6 +116,8 @@ class BoundReduction:
         value = value.to(torch.float32)
         # The model may change its own tensor in place after the hook.
         shares = value.untyped_storage().data_ptr() == original.untyped_storage().data_ptr()
+        if shares and buffer is not None and buffer.shape == value.shape and buffer.device == value.device:
+            return buffer.copy_(value), features.valid
         return (value.clone() if shares else value), features.valid
 
 

@@ -77,7 +77,7 @@ def test_gradients_are_autograds(chosen: list[str], lrs: tuple[float, ...]) -> N
     x = torch.stack([features["a"], features["b"]])
     moments = group.moments(x, bank._sum)
     group.take_in(*moments)
-    bank._set_gradients(group, x, (), Labels(labels, targets, CPU))
+    bank._set_gradients([(x, ())], Labels(labels, targets, CPU))
     scale = 1 / (group.var.double().sqrt() * math.sqrt(6))
     z = (x.double() - group.mean.double()[:, None]) * scale[:, None]
     for r in range(len(lrs)):
