@@ -8,12 +8,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from probes import ProbeResult
 
 __all__ = ["error_by_depth"]
 
 _CURVES = (("#7F7F7F", "o"), ("#0072B2", "s"), ("#D55E00", "D"), ("#009E73", "^"), ("#CC79A7", "v"))
+_WIDE = 12  # ratio of errors from which their scale is logarithmic
 _MOST_LABELS = 45  # layer names that fit side by side; of more, every second or third is written
 
 
@@ -27,8 +29,9 @@ def error_by_depth(
         title: above the picture.
         target: which label set; the first one if not given.
 
-    Bars are two standard errors. A dashed line is the model's own error in the last result, a dotted
-    one the error of always answering the majority class.
+    Bars are two standard errors. The scale is logarithmic where errors differ twelvefold or more. A dashed
+    line is the model's own error in the last result, a dotted one the error of always answering the majority
+    class.
     """
     results = {name: result.of(target or result.readings[0].target) for name, result in results.items()}
     layers = _union([[r.layer for r in result.readings] for result in results.values()])
@@ -49,7 +52,7 @@ def error_by_depth(
     for label in axes.get_xticklabels():
         label.set(ha="right", rotation_mode="anchor")
     axes.set_xlim(-0.5, len(layers) - 0.5)
-    axes.set_ylim(bottom=0)
+    _scale_errors(axes, [100 * r.error for result in results.values() for r in result.readings])
     axes.set_ylabel("prediction error of the probe (%)")
     axes.set_xlabel("layer, in execution order")
     axes.set_title(title, fontsize=11)
@@ -58,6 +61,18 @@ def error_by_depth(
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _scale_errors(axes: Axes, errors: list[float]) -> None:
+    """Percent from zero; in its logarithm where errors differ too much to be seen otherwise."""
+    if min(errors) <= 0 or max(errors) < _WIDE * min(errors):
+        axes.set_ylim(bottom=0)
+        return
+    axes.set_yscale("log")
+    axes.set_ylim(0.7 * min(errors), 1.5 * max(errors))
+    axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _references(axes: Axes, result: ProbeResult) -> None:

@@ -81,6 +81,13 @@ def report(results: dict[str, ProbeResult]) -> str:
     gains = {b: start[a] - start[b] for a, b in pairwise(layers)}
     best = max(gains, key=lambda layer: gains[layer])
     lowest = min(start, key=lambda layer: start[layer])
+    kink = after_error["fc1_preact"] - after_error["conv2_pool"]
+    pairs = zip(after.readings, before.readings, strict=True)
+    falls = all(a.error <= b.error + 2 * b.error_se for a, b in pairs)
+    lowers = "lowers every layer's error or leaves it within two standard errors"
+    training = lowers if falls else "does not lower the error of every layer"
+    seen = "seen" if kink > 0 else "not seen"
+    rising = ", ".join(rises) or "no layer"
     own = after.references[0].model_error or float("nan")
     return f"""\
 # MNIST convnet: what each layer knows, before and after training
@@ -95,9 +102,15 @@ The trained network's own test error is {100 * own:.2f}%.
 
 {PAPER}
 
-Here: at initialisation {start[layers[0]]:.2f}% at the input, down to {start[lowest]:.2f}% at `{lowest}`; the
-biggest gain of one layer is at `{best}` ({gains[best]:.2f} points). After training the error rises, against
-the layer before, at: {", ".join(rises) or "no layer"}.
+Here:
+
+- At initialisation {start[layers[0]]:.2f}% at the input, down to {start[lowest]:.2f}% at `{lowest}`, on
+  random features; the biggest gain of one layer is at `{best}` ({gains[best]:.2f} points).
+- Training {training}.
+- After it, the error changes by {kink:+.2f} points from `conv2_pool` to `fc1_preact`: the paper's small kink
+  there is {seen}.
+- After it, the error rises against the layer before at: {rising}. (A convolution is affine: a linear probe
+  behind it can do nothing that one before it could not.)
 """
 
 
