@@ -214,14 +214,18 @@ class Taps:
 
 def _forget_compiled(model: nn.Module) -> None:
     """Have `torch.compile` compile this model's code anew: what it has compiled ignores changes of hooks."""
-    dynamo = sys.modules.get("torch._dynamo")
-    if dynamo is None or not hasattr(dynamo, "convert_frame"):
+    dynamo: Any = sys.modules.get("torch._dynamo")
+    try:
+        compiled = [reference() for reference in dynamo.convert_frame.input_codes.seen]
+        wrapper = dynamo.external_utils.__file__
+        reset = dynamo.eval_frame.reset_code
+    except AttributeError:  # nothing was compiled, or a torch without this private interface: see `step`
         return
     forwards = {getattr(type(module).forward, "__code__", None) for module in model.modules()}
-    for code in [reference() for reference in dynamo.convert_frame.input_codes.seen]:
+    for code in compiled:
         # The wrapper's code calls a model whose own class is one of torch's.
-        if code is not None and (code in forwards or code.co_filename == dynamo.external_utils.__file__):
-            dynamo.eval_frame.reset_code(code)
+        if code is not None and (code in forwards or code.co_filename == wrapper):
+            reset(code)
 
 
 class _Hook:
