@@ -101,7 +101,13 @@ def test_an_interrupt_keeps_what_was_finished(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "analysis.cli", *TRAIN, "--epochs", "2000", "--run", str(run)]
     root = Path(__file__).parents[2]
     process = subprocess.Popen(
-        command, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background, interrupts are ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) and None,
     )
     deadline = time.monotonic() + 120
     while not (run / "resume.pt").exists() and time.monotonic() < deadline:
