@@ -14,7 +14,7 @@ __all__ = ["Group", "Terms"]
 
 _CONSTANT = 1e-6  # a feature that varies less than this share of its mean is rounding noise
 _LOOK_EVERY = 10  # steps between updates of the running statistics, after as many first steps
-_MOMENTUM = 0.1  # weight of a new batch in them
+_MOMENTUM = 0.01  # weight of a new batch in them, after the first hundred updates
 _CACHED = 2**18  # numbers that fit a processor's cache
 _SCORE_MOMENTUM = 0.02
 _LARGE, _PARTS = 4096, 16  # from how many features a product is split, and in how many
@@ -82,7 +82,9 @@ class Group:
         """Update the running mean and variance with a batch's; those of a layer at fault stay."""
         # The running average of all batches at first, an exponential one later: features move as the
         # model trains. Chan's formula for the variance of a mixture.
-        weight = max(1 / (self.steps + 1), _MOMENTUM)
+        # A shorter memory would forget features that are rarely active, and take them for constant.
+        updates = min(self.steps, _LOOK_EVERY + self.steps // _LOOK_EVERY - 1)
+        weight = max(1 / (updates + 1), _MOMENTUM)
         difference = mean - self.mean
         new_var = torch.lerp(self.var, var, weight) + weight * (1 - weight) * difference.square() * (
             self.steps > 0

@@ -325,3 +325,14 @@ def test_a_default_dtype_does_not_reach_the_probes() -> None:
             assert probes.evaluate([(x.double(), y)], progress=False)["3"].n == len(y)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_rarely_active_features_are_not_forgotten() -> None:
+    """A pixel that is on in one image of 500 keeps its variance (a short memory made probes explode)."""
+    g = generator()
+    bank = bank_of({"y": Classification(2)}, {"a": torch.zeros(32, 50)})
+    for _ in range(1500):
+        x = (torch.rand(32, 50, generator=g) < 0.002).float()
+        bank.step({"a": x}, Labels(torch.zeros(32, dtype=torch.int64), bank.targets, CPU))
+    ratio = bank.groups[0].var / (0.002 * 0.998)
+    assert 0.2 < float(ratio.min()) < float(ratio.max()) < 4
