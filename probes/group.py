@@ -23,7 +23,7 @@ _LARGE, _PARTS = 4096, 16  # from how many features a product is split, and in h
 class Group:
     """The probes on G layers: `weights[r]` is (G, outputs, size) for learning rate r.
 
-    The targets' outputs stand one behind another; with several rates, `folded` and `logits` have the rates'
+    The targets' outputs stand one behind another; with several rates, `folded` and `terms` have the rates'
     outputs behind one another too.
     """
 

@@ -81,10 +81,6 @@ class Taps:
         self._hooks.clear()
         _forget_compiled(self._model)
 
-    def candidates(self) -> list[HookPoint]:
-        """Every module call and operation met so far, in execution order."""
-        return list(self._seen.values())
-
     def require_matches(self, all_of_them: bool = True) -> None:
         """Refuse a selection of which a part, or everything inside the model, matched nothing so far.
 

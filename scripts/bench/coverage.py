@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
 import random
 import time
 import warnings
@@ -30,6 +29,7 @@ import torch
 import torchvision
 from torch import nn
 
+from analysis.runs import versions
 from probes import ProbeSet
 from probes.automatic import automatic_layers
 
@@ -229,12 +229,7 @@ def main() -> None:
         "N": len(names) - len(failures),
         "M": len(names),
         "failures": failures,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "timm": timm.__version__,
-        },
+        "versions": versions(),
         "device": "cpu",
     }
     print(json.dumps(result))
