@@ -1,0 +1,104 @@
+"""The Hessian, the Gauss-Newton matrix and their difference, as operators over the whole data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .errors import HessianError
+from .hvp import Mode
+from .linearize import Tensors
+from .methods import Methods, Multiply
+from .operator import SymmetricOperator
+from .parameters import split
+from .passes import Passes
+
+__all__ = ["CurvatureOperator"]
+
+_KEEPS: tuple[Mode, ...] = ("retained", "linearized")
+
+
+class CurvatureOperator(SymmetricOperator):
+    """A curvature matrix of a `Loss`, at the weights that the model had when this was made.
+
+    Attributes:
+        choice: how products are computed, and why.
+    """
+
+    def __init__(self, methods: Methods, passes: Passes, mode: Mode | None, shift: float):
+        """`shift` times the identity is added: weight decay."""
+        objective = passes.objective
+        super().__init__(objective.size, objective.device, objective.vector_dtype)
+        self.layout = objective.layout
+        self._methods, self._passes, self._shift = methods, passes, shift
+        self._weights = objective.weights()
+        self._kept: list[tuple[Multiply, int]] | None = None
+        self.choice = methods.choose(mode, self._weights)
+        self._number = -1
+        if passes.team is not None:
+            self._number = passes.team.announce_curvature(objective, methods.kind, self.choice.mode)
+        if self.choice.mode not in _KEEPS:
+            self._check_passes()
+
+    def multiply(self, vectors: torch.Tensor) -> torch.Tensor:
+        """The products with the rows of `vectors` (k, n), as the rows of a new tensor (k, n)."""
+        if self._passes.team is not None:
+            self._passes.team.announce_multiply(self._methods.kind, self._number, vectors)
+        return super().multiply(vectors)
+
+    def _multiply(self, vectors: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros(vectors.shape, dtype=torch.float64, device=self.device)
+        rows = [self._as_tensors(row) for row in vectors]
+        sums = [split(row, self.layout) for row in total]
+
+        def add(multiply: Multiply, n: int) -> None:
+            products = [multiply(row) for row in rows]
+            for parts, product in zip(sums, products, strict=True):
+                for name, part in parts.items():
+                    part.add_(product[name], alpha=n)
+
+        with self._passes.evaluating():
+            if self.choice.mode in _KEEPS:
+                for multiply, n in self._kept_maps():
+                    add(multiply, n)
+            else:
+                self._passes.each(lambda batch, n: add(self._prepared(batch), n))
+        total = self._passes.summed(total) / self._passes.examples
+        if self._shift:
+            total.add_(vectors, alpha=self._shift)
+        if not bool(total.isfinite().all()):
+            raise HessianError(
+                f"a product with the {self._methods.kind.replace('_', '-')} matrix is not finite; look for "
+                "overflow, or for an operation whose second derivative is (a square root at zero, say)."
+            )
+        return total.to(self.vector_dtype)
+
+    def _as_tensors(self, row: torch.Tensor) -> Tensors:
+        parameters = self._weights[0]
+        return {name: part.to(parameters[name].dtype) for name, part in split(row, self.layout).items()}
+
+    def _prepared(self, batch: Any) -> Multiply:
+        return self._methods.prepared(self.choice.mode, self._weights, batch)
+
+    def _kept_maps(self) -> list[tuple[Multiply, int]]:
+        if self._kept is None:
+            kept: list[tuple[Multiply, int]] = []
+            self._passes.each(lambda batch, n: kept.append((self._prepared(batch), n)))
+            self._kept = kept  # only when whole: an interrupt may have come between
+        return self._kept
+
+    def _check_passes(self) -> None:
+        """Modes that read the data at each product need data that stays the same."""
+        generator = torch.Generator().manual_seed(1)
+        vector = torch.randn(1, self.shape[0], generator=generator).to(self.device, self.vector_dtype)
+        with self._passes.evaluating():  # the second pass as random as the first
+            first, second = self._multiply(vector).double(), self._multiply(vector).double()
+        tolerance = 1e-8 if self.vector_dtype == torch.float64 else 1e-3
+        change = float((first - second).norm() / first.norm().clamp(min=1e-30))
+        if change > tolerance:
+            raise HessianError(
+                f"two products with the same vector differ by {change:.1e} of their length: the data or the "
+                "model change between passes. Switch off augmentation and dropout, and give a fixed set of "
+                "examples (fixed_subset reads one)."
+            )

@@ -1,0 +1,21 @@
+"""How much memory there is, and whether it ran out."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+__all__ = ["default_limit", "ran_out"]
+
+
+def default_limit(device: torch.device) -> int:
+    """Bytes to use without being asked: half of what is free on a GPU, a quarter of a machine's memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) // 2
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether this is an allocation that failed."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

@@ -1,0 +1,105 @@
+"""What is asked of the eigen-solvers, checked; and start vectors in the forms in which people have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from .errors import HessianError
+from .missed import Goal
+from .operator import SymmetricOperator
+from .results import Eigenpair, Spectrum
+
+__all__ = ["basis_capacity", "checked_goal", "start_vector"]
+
+# By default the basis takes no more memory than this, and no more vectors than help.
+_MEMORY = 2 << 30
+_VECTORS = 160
+
+
+def checked_goal(
+    operator: SymmetricOperator, largest: int, smallest: int, tol: float, max_products: int | None
+) -> Goal:
+    """The goal, if it can be reached.
+
+    Raises:
+        HessianError: if not.
+    """
+    size, wanted = operator.shape[0], largest + smallest
+    if largest < 0 or smallest < 0 or wanted == 0:
+        raise HessianError(
+            f"largest={largest}, smallest={smallest} asks for no eigenpair; give how many of the largest and "
+            f"of the smallest eigenvalues are wanted, at least one in all."
+        )
+    if wanted > size:
+        raise HessianError(
+            f"asked for {wanted} eigenpairs of an operator of size {size}; ask for at most {size}."
+        )
+    if not 0 < tol < 1:
+        raise HessianError(f"tol={tol} is a share of the spectrum's width; it has to lie between 0 and 1.")
+    if max_products is not None and max_products < 2 * wanted:
+        raise HessianError(
+            f"max_products={max_products} is too few for {wanted} eigenpairs: every pair takes a product to "
+            f"be found and one for its residual; allow at least {2 * wanted}."
+        )
+    return Goal(largest, smallest, tol, 10 * torch.finfo(operator.vector_dtype).eps)
+
+
+def basis_capacity(operator: SymmetricOperator, wanted: int, max_basis: int | None) -> int:
+    """How many vectors the Lanczos basis may have.
+
+    The more, the fewer products; the decomposition of the projected matrix gets slow beyond a few hundred.
+
+    Raises:
+        HessianError: if `max_basis` leaves no room to iterate.
+    """
+    size = int(operator.shape[0])
+    if max_basis is None:
+        affordable = _MEMORY // (size * torch.finfo(operator.vector_dtype).bits // 8)
+        least = wanted + wanted // 2 + 8
+        max_basis = max(least, min(affordable, max(_VECTORS, 3 * wanted + 40)))
+    elif max_basis < min(wanted + 3, size):
+        raise HessianError(
+            f"max_basis={max_basis} leaves no room to iterate on {wanted} eigenpairs; allow at least "
+            f"{wanted + 3}, better {2 * wanted + 20}."
+        )
+    return min(max_basis, size)
+
+
+def start_vector(start: object, operator: SymmetricOperator) -> torch.Tensor | None:
+    """The sum of the unit vectors along those given, in float64 on the CPU; None for none.
+
+    `start`: a Spectrum, eigenpairs, or vectors: a sequence of them, the rows of an array or tensor, or one.
+
+    Raises:
+        HessianError: if they are not vectors of the operator.
+    """
+    if start is None:
+        return None
+    total = torch.zeros(operator.shape[0], dtype=torch.float64)
+    for item in _vectors(start):
+        vector = torch.as_tensor(item).detach().cpu().double()
+        if vector.shape != total.shape:
+            raise HessianError(
+                f"a start vector has shape {tuple(vector.shape)}; this operator needs {tuple(total.shape)}."
+            )
+        norm = float(vector.norm())
+        if not 0 < norm < float("inf"):
+            raise HessianError("a start vector is zero or not finite; leave it out.")
+        total += vector / norm
+    if not float(total.norm()) > 1e-6:
+        raise HessianError("the start vectors cancel each other, or there are none; leave `start` out.")
+    return total
+
+
+def _vectors(start: Any) -> Iterable[Any]:
+    if isinstance(start, Spectrum):
+        return [pair.vector for pair in start.pairs]
+    if isinstance(start, Eigenpair):
+        return [start.vector]
+    if isinstance(start, (np.ndarray, torch.Tensor)):
+        return start[None] if start.ndim == 1 else start
+    return [item.vector if isinstance(item, Eigenpair) else item for item in start]

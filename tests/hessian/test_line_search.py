@@ -1,0 +1,138 @@
+"""Line searches: exact on quadratics, right on real losses."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hessian import Eigenpair, HessianError, Loss, line_search, slice_2d
+
+from .cases import CASES
+
+
+def quadratic() -> tuple[Loss, np.ndarray]:
+    """Least squares, whose Hessian (3, 3) is known and whose quadratic model is exact."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    y = torch.randn(40, 1, generator=generator, dtype=torch.float64)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Linear(3, 1, bias=False).double()
+    return Loss(model, F.mse_loss, (x, y)), (2 * x.T @ x / 40).numpy()
+
+
+def eigenpair(matrix: np.ndarray, i: int) -> Eigenpair:
+    values, vectors = np.linalg.eigh(matrix)
+    return Eigenpair(float(values[i]), vectors[:, i], 0.0, True)
+
+
+@pytest.mark.parametrize("i", [0, 1, 2])
+def test_on_a_quadratic_the_model_is_exact_and_the_best_step_is_one_over_lambda(i: int) -> None:
+    loss, matrix = quadratic()
+    pair = eigenpair(matrix, i)
+    found = line_search(loss, pair)
+    np.testing.assert_allclose(found.losses, found.quadratic(found.alphas), rtol=1e-10)
+    assert found.bracketed
+    assert found.alpha_best == pytest.approx(1 / pair.value, rel=0.02)
+    assert found.decrease == pytest.approx(found.slope**2 / (2 * pair.value), rel=1e-3)
+    assert found.slope == pytest.approx(loss.gradient() @ pair.vector, rel=1e-12)
+    assert found.loss == pytest.approx(loss.value(), rel=1e-13)
+    assert found.examples == 40
+
+
+def test_a_direction_of_any_length_has_its_curvature_measured() -> None:
+    loss, matrix = quadratic()
+    direction = np.array([3.0, -1.0, 2.0])
+    found = line_search(loss, direction)
+    unit = direction / np.linalg.norm(direction)
+    assert found.curvature == pytest.approx(unit @ matrix @ unit, rel=1e-10)
+    np.testing.assert_allclose(found.losses, found.quadratic(found.alphas), rtol=1e-10)
+
+
+def test_losses_are_those_of_the_moved_model() -> None:
+    case = CASES[2]
+    loss = case.loss()
+    values, vectors = np.linalg.eigh(loss.hessian() @ np.eye(loss.size))
+    pair = Eigenpair(values[0], vectors[:, 0], 0.0, True)
+    assert pair.value < 0
+    found = line_search(loss, pair, alphas=[-3.0, 2.0, 40.0])
+    assert {-3, 0, 2, 40} <= set(found.alphas)
+    assert found.alphas.tolist() == sorted(found.alphas)
+    theta = torch.nn.utils.parameters_to_vector(loss.objective.model.parameters()).detach()
+    v = torch.as_tensor(pair.vector)
+    for alpha, value in zip(found.alphas, found.losses, strict=True):
+        moved = case.model()
+        torch.nn.utils.vector_to_parameters(theta - alpha * found.slope * v, moved.parameters())
+        assert Loss(moved, case.loss_fn, case.batches()).value() == pytest.approx(value, rel=1e-12)
+    assert found.loss_best <= found.losses.min()
+
+
+def test_weight_decay_moves_with_the_point() -> None:
+    case = CASES[0]
+    loss = case.loss(weight_decay=0.5)
+    direction = np.arange(loss.size) - 20.0
+    found = line_search(loss, direction, alphas=[0.7])
+    unit = direction / np.linalg.norm(direction)
+    model = case.model()
+    theta = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+    torch.nn.utils.vector_to_parameters(theta - 0.7 * found.slope * torch.as_tensor(unit), model.parameters())
+    moved = Loss(model, case.loss_fn, case.batches(), weight_decay=0.5)
+    assert found.losses[found.alphas == 0.7][0] == pytest.approx(moved.value(), rel=1e-12)
+
+
+def test_a_grid_that_ends_while_the_loss_falls_goes_farther() -> None:
+    """L = theta^2 / 2 with curvature said to be 1e5 times too large: 1 / lambda is far too small a step."""
+    model = nn.Linear(1, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+    data = (torch.ones(4, 1, dtype=torch.float64), torch.zeros(4, 1, dtype=torch.float64))
+    loss = Loss(model, lambda z, y: F.mse_loss(z, y) / 2, data)
+    found = line_search(loss, Eigenpair(1e5, np.ones(1), 0.0, True))
+    assert found.bracketed
+    assert found.alpha_best == pytest.approx(1.0, rel=0.02)
+    assert found.loss_best == pytest.approx(0, abs=1e-3)
+
+
+def test_a_fall_without_end_is_not_called_a_minimum() -> None:
+    model = nn.Linear(1, 1, bias=False).double()
+    data = (torch.ones(4, 1, dtype=torch.float64), torch.zeros(4, 1, dtype=torch.float64))
+    loss = Loss(model, lambda z, y: z.mean(), data)
+    found = line_search(loss, Eigenpair(-1.0, np.ones(1), 0.0, True))
+    assert not found.bracketed
+    assert found.alpha_best == found.alphas.max()
+
+
+def test_losses_that_overflow_far_away_do_not_stop_the_search() -> None:
+    model = nn.Linear(1, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+    data = (torch.ones(4, 1, dtype=torch.float64), torch.zeros(4, 1, dtype=torch.float64))
+    loss = Loss(model, lambda z, y: (torch.exp(z**2) - 1).mean(), data)
+    found = line_search(loss, Eigenpair(2.0, np.ones(1), 0.0, True))
+    assert not np.isfinite(found.losses).all()
+    assert found.bracketed
+    assert found.loss_best < 0.1 * found.loss
+
+
+def test_slice_has_the_loss_at_its_corners_and_centre() -> None:
+    loss, matrix = quadratic()
+    v, w = eigenpair(matrix, 0), eigenpair(matrix, 2)
+    found = slice_2d(loss, v, w, reach=0.5, points=5)
+    assert found.losses.shape == (5, 5)
+    assert found.losses[2, 2] == pytest.approx(loss.value(), rel=1e-13)
+    step = found.a[0] * v.vector + found.b[4] * w.vector
+    expected = loss.value() + loss.gradient() @ step + step @ matrix @ step / 2
+    assert found.losses[0, 4] == pytest.approx(expected, rel=1e-10)
+
+
+def test_directions_that_are_none() -> None:
+    loss, _ = quadratic()
+    with pytest.raises(HessianError, match="3 parameters"):
+        line_search(loss, np.ones(4))
+    with pytest.raises(HessianError, match="length 0"):
+        line_search(loss, np.zeros(3))
+    g = loss.gradient()
+    across = np.cross(g, [1.0, 0, 0])
+    with pytest.raises(HessianError, match="perpendicular to the gradient"):
+        line_search(loss, across)
