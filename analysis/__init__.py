@@ -1,5 +1,6 @@
 """What is built on the instruments: run directories, TensorBoard, figures, tables and the command line."""
 
+from .curvature import HessianSettings, measure_hessian
 from .errors import AnalysisError
 from .figures import error_by_depth
 from .runs import Run
@@ -10,6 +11,7 @@ from .tables import frame, history
 __all__ = [
     "AnalysisError",
     "DataSplits",
+    "HessianSettings",
     "Run",
     "Schedule",
     "error_by_depth",
@@ -17,4 +19,5 @@ __all__ = [
     "history",
     "load_data",
     "load_model",
+    "measure_hessian",
 ]

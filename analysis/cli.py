@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hessian import HessianError, Spectrum
 from probes import ProbeError, ProbeResult
 
 from .errors import AnalysisError
@@ -18,7 +20,7 @@ __all__ = ["main"]
 _DESCRIPTION = "See what happens inside a neural network while it trains and after."
 _EPILOG = """examples:
   thermoscope demo
-      train a small convnet on handwritten digits and see what each layer knows
+      train a small convnet on handwritten digits: what each layer knows, how the loss bends
 
   thermoscope layers --model torchvision:resnet50
       list the places where probes can be attached
@@ -29,6 +31,9 @@ _EPILOG = """examples:
 
   thermoscope train ... --run runs/resnet18 --resume
       go on after an interruption, with the same command
+
+  thermoscope hessian --run runs/resnet18 --largest 20 --smallest 3
+      how the loss bends at each snapshot: extreme eigenvalues, and line searches along them
 """
 
 
@@ -38,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         status: int = options.run_command(options)
-    except (AnalysisError, ProbeError) as error:
+    except (AnalysisError, HessianError, ProbeError) as error:
         if options.debug:
             raise
         print(f"thermoscope: {error}", file=sys.stderr)
@@ -62,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_train(commands)
+    _add_hessian(commands)
     _add_layers(commands)
     return parser
 
@@ -70,19 +76,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_demo(commands: Any) -> None:
-    text = "see what each layer of a small convnet knows of handwritten digits, before and after training"
+    text = "see what each layer of a small convnet knows of handwritten digits, and how its loss bends"
     parser = commands.add_parser("demo", help=text, description=text + " (a minute, no download)")
     parser.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/demo)")
     parser.set_defaults(run_command=_demo)
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from .demo import demo
+    from .demo import demo, demo_hessian
 
     path = options.run or _unused(Path("runs/demo"))
     print("A small convnet learns 1,797 handwritten digits of 8x8 pixels (scikit-learn).\n", flush=True)
     before, after = demo(path)
     _report(path, before, after)
+    print("\nHow does the loss bend? Its Hessian early, midway and at the end:\n", flush=True)
+    _report_spectra(path, demo_hessian(path))
     return 0
 
 
@@ -98,13 +106,7 @@ def _add_train(commands: Any) -> None:
         "--data-dir data \\\n      --probe input '*' --epochs 3 --snapshots log:20 --run runs/mnist",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    default = {field.name: field.default for field in fields(TrainSettings)}
-
-    def option(group: Any, name: str, text: str, **kwargs: Any) -> None:
-        key = name.replace("-", "_")
-        shown = "" if default[key] in (None, False, ()) else f" (default: {_shown(default[key])})"
-        group.add_argument(f"--{name}", default=default[key], help=text + shown, **kwargs)
-
+    option = partial(_option, TrainSettings)
     what = parser.add_argument_group("what to train")
     what.add_argument("--model", required=True, help="torchvision:NAME, timm:NAME or my.module:function")
     what.add_argument(
@@ -152,6 +154,52 @@ def _train(options: argparse.Namespace) -> int:
         chosen[name] = tuple(chosen[name])
     before, after = train(TrainSettings(**chosen), options.run, resume=options.resume)
     _report(options.run, before, after)
+    return 0
+
+
+def _add_hessian(commands: Any) -> None:
+    from .curvature import HessianSettings
+
+    text = "extreme eigenvalues of the Hessian at the snapshots of a run"
+    parser = commands.add_parser(
+        "hessian",
+        help=text,
+        description=text + ", and line searches along the eigenvectors. The same command goes on after an "
+        "interruption.",
+        epilog="example:\n  thermoscope hessian --run runs/mnist --largest 20 --smallest 3",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    option = partial(_option, HessianSettings, parser)
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run directory with snapshots")
+    option("largest", "eigenpairs at the upper end, LA", type=_count, metavar="K")
+    option("smallest", "eigenpairs at the lower end, SA", type=_count, metavar="J")
+    option("tol", "largest residual of a converged pair / the spectrum's width", type=float, metavar="TOL")
+    option(
+        "subset",
+        "share of the training set, chosen once (default: 0.05, but at least 1,000 examples)",
+        type=float,
+        metavar="SHARE",
+    )
+    option("parameters", "only these ('fc*', 'layer1.*'); all if not given", nargs="+", metavar="GLOB")
+    option("line-searches", "search along this many pairs of each end", type=_count, metavar="N")
+    parser.add_argument("--density", action="store_true", help="estimate the whole spectral density too")
+    parser.add_argument(
+        "--no-vectors", dest="vectors", action="store_false", help="keep no eigenvectors on disk"
+    )
+    option("steps", "only these snapshots", nargs="+", type=int, metavar="STEP")
+    option("seed", "of the subset and the solver", type=int, metavar="N")
+    option("device", "cpu, cuda, ...", metavar="NAME")
+    parser.set_defaults(run_command=_hessian)
+
+
+def _hessian(options: argparse.Namespace) -> int:
+    from .curvature import HessianSettings, measure_hessian
+
+    names = {field.name for field in fields(HessianSettings)}
+    chosen = {name: value for name, value in vars(options).items() if name in names}
+    for name in ("parameters", "steps"):
+        chosen[name] = tuple(chosen[name])
+    _report_spectra(options.run, measure_hessian(options.run, HessianSettings(**chosen)))
     return 0
 
 
@@ -204,6 +252,20 @@ def _report(path: Path, before: ProbeResult, after: ProbeResult) -> None:
     print(f"\nfigure: {figures[-1]}\nmore:   tensorboard --logdir {path.parent}")
 
 
+def _report_spectra(path: Path, spectra: Mapping[int, Spectrum]) -> None:
+    from .runs import Run
+    from .tables import curvature
+
+    with Run(path) as run:
+        table = curvature(spectra, run.line_searches())
+    print("Extreme eigenvalues of the Hessian, and the best decrease of the loss along their vectors:\n")
+    print(table.to_string())
+    weak = sum(not pair.converged for spectrum in spectra.values() for pair in spectrum.pairs)
+    if weak:
+        print(f"\n{weak} eigenpairs have not converged; their residuals are in results.jsonl.")
+    print(f"\nfigures: {path / 'figures'}/hessian_*.png\nmore:    tensorboard --logdir {path.parent}")
+
+
 def _unused(path: Path) -> Path:
     """`runs/demo`, or `runs/demo-2` and so on."""
     number, candidate = 1, path
@@ -213,9 +275,22 @@ def _unused(path: Path) -> Path:
     return candidate
 
 
+def _option(settings: type, group: Any, name: str, text: str, **kwargs: Any) -> None:
+    """An option of the settings' field of that name, with its default."""
+    default = {field.name: field.default for field in fields(settings)}[name.replace("-", "_")]
+    shown = "" if default in (None, False, ()) else f" (default: {_shown(default)})"
+    group.add_argument(f"--{name}", default=default, help=text + shown, **kwargs)
+
+
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
     return int(text)
 
 

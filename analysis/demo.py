@@ -1,14 +1,16 @@
-"""The demonstration: a small convnet on real handwritten digits, before and after training."""
+"""The demonstration: a small convnet on handwritten digits, what its layers know and how its loss bends."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from hessian import Spectrum
 from probes import ProbeResult
 
+from .curvature import HessianSettings, measure_hessian
 from .training import TrainSettings, train
 
-__all__ = ["DEMO", "demo"]
+__all__ = ["DEMO", "demo", "demo_hessian"]
 
 DEMO = TrainSettings(
     model="analysis.models:digits_convnet",
@@ -25,3 +27,9 @@ DEMO = TrainSettings(
 def demo(path: str | Path, *, progress: bool = True) -> tuple[ProbeResult, ProbeResult]:
     """Train with probes on scikit-learn's digits; the test readings before and after."""
     return train(DEMO, path, progress=progress)
+
+
+def demo_hessian(path: str | Path, *, progress: bool = True) -> dict[int, Spectrum]:
+    """Both ends of the Hessian's spectrum early, midway and at the end of the demonstration's training."""
+    settings = HessianSettings(largest=5, smallest=3, line_searches=1, vectors=False, steps=(5, 57, 285))
+    return measure_hessian(path, settings, progress=progress)

@@ -1,4 +1,4 @@
-"""Figures, in colours that colour-blind readers can tell apart (Okabe & Ito)."""
+"""Figures of probes."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from probes import ProbeResult
 
+from .style import BLUE, GREEN, GREY, ORANGE, PINK, canvas, finish_axes, log_ticks
+
 __all__ = ["error_by_depth"]
 
-_CURVES = (("#7F7F7F", "o"), ("#0072B2", "s"), ("#D55E00", "D"), ("#009E73", "^"), ("#CC79A7", "v"))
+_CURVES = ((GREY, "o"), (BLUE, "s"), (ORANGE, "D"), (GREEN, "^"), (PINK, "v"))
 _WIDE = 12  # ratio of errors from which their scale is logarithmic
 _MOST_LABELS = 45  # layer names that fit side by side; of more, every second or third is written
 
@@ -36,9 +36,7 @@ def error_by_depth(
     results = {name: result.of(target or result.readings[0].target) for name, result in results.items()}
     layers = _union([[r.layer for r in result.readings] for result in results.values()])
     width = min(max(6.4, 1.6 + 0.34 * len(layers)), 16)
-    figure = Figure(figsize=(width, 4.4), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, (axes,) = canvas(width)
     curves = _CURVES[1:] if len(results) == 1 else _CURVES
     for (name, result), (colour, marker) in zip(results.items(), curves, strict=False):
         x = [layers.index(r.layer) for r in result.readings]
@@ -56,9 +54,7 @@ def error_by_depth(
     axes.set_ylabel("prediction error of the probe (%)")
     axes.set_xlabel("layer, in execution order")
     axes.set_title(title, fontsize=11)
-    axes.grid(axis="y", color="#E5E5E5", lw=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    finish_axes(axes, grid="y")
     axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -70,9 +66,7 @@ def _scale_errors(axes: Axes, errors: list[float]) -> None:
         return
     axes.set_yscale("log")
     axes.set_ylim(0.7 * min(errors), 1.5 * max(errors))
-    axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    log_ticks(axes.yaxis, 0.7 * min(errors), 1.5 * max(errors))
 
 
 def _references(axes: Axes, result: ProbeResult) -> None:

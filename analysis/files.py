@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .errors import AnalysisError
 
-__all__ = ["append_line", "drop_partial_line", "readable_errors", "write_atomically"]
+__all__ = ["append_line", "drop_partial_files", "drop_partial_line", "readable_errors", "write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -31,6 +31,24 @@ def write_atomically(path: Path, content: bytes) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def drop_partial_files(folder: Path) -> None:
+    """Delete what `write_atomically` of a process that is no more left behind."""
+    for path in folder.rglob(".*.partial"):
+        process = path.name.split(".")[-2]
+        if process.isdigit() and not _runs(int(process)):
+            path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # somebody else's
+    return True
 
 
 def append_line(path: Path, line: str) -> None:

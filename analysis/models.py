@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-__all__ = ["digits_convnet", "mnist_convnet"]
+__all__ = ["digits_convnet", "lenet", "mnist_convnet", "small_lenet"]
 
 
 def mnist_convnet(num_classes: int = 10) -> nn.Sequential:
@@ -17,6 +17,16 @@ def mnist_convnet(num_classes: int = 10) -> nn.Sequential:
 def digits_convnet(num_classes: int = 10) -> nn.Sequential:
     """The same shape for scikit-learn's digits: input (B, 1, 8, 8)."""
     return _convnet(channels=(16, 32), kernel=3, flat=32 * 2 * 2, hidden=64, num_classes=num_classes)
+
+
+def lenet(num_classes: int = 10) -> nn.Sequential:
+    """The LeNet of Alain, Le Roux & Manzagol, 3.3 million parameters: input (B, 1, 28, 28)."""
+    return _convnet(channels=(32, 64), kernel=5, flat=64 * 7 * 7, hidden=1024, num_classes=num_classes)
+
+
+def small_lenet(num_classes: int = 10) -> nn.Sequential:
+    """A sixtieth of it, 54 thousand parameters: input (B, 1, 28, 28)."""
+    return _convnet(channels=(6, 16), kernel=5, flat=16 * 7 * 7, hidden=64, num_classes=num_classes)
 
 
 def _convnet(

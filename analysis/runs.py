@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import platform
 from collections.abc import Iterator, Mapping
@@ -10,16 +11,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from matplotlib.figure import Figure
 from torch import nn
 
+from hessian import Density, LineSearch, Spectrum
 from probes import ProbeResult, Reading, Reference
 
+from .curvature_figures import density_figure, line_search_figure
 from .errors import AnalysisError
 from .figures import error_by_depth
-from .files import append_line, drop_partial_line, readable_errors, write_atomically
+from .files import append_line, drop_partial_files, drop_partial_line, readable_errors, write_atomically
+from .spectra import from_summary, save_spectrum, summary
 from .tensorboard import Events
 
 __all__ = ["Run", "read_config", "versions"]
@@ -53,7 +58,8 @@ class Run:
         self._results = self.path / "results.jsonl"
         if config is not None and not (self.path / "config.json").exists():
             self._write_json("config.json", {**config, "versions": versions()})
-        with readable_errors(self._results):
+        with readable_errors(self.path):
+            drop_partial_files(self.path)
             drop_partial_line(self._results)
         if resume_at is not None:
             self._forget_after(resume_at)
@@ -74,12 +80,49 @@ class Run:
 
     # -- results ------------------------------------------------------------------------------------
 
-    def log(self, result: ProbeResult, step: int) -> None:
-        """Keep a result: a line of `results.jsonl`, scalars, and a figure with the split's first result."""
-        append_line(self._results, json.dumps({"step": step, "kind": "ProbeResult", **asdict(result)}))
-        self.events.add_probes(result, step)
-        for reference in result.references:
-            self._draw(result, reference.target, step)
+    def log(
+        self,
+        result: ProbeResult | Spectrum | LineSearch | Density,
+        step: int,
+        *,
+        name: str = "",
+        vectors: bool = True,
+    ) -> None:
+        """Keep a result: a line of `results.jsonl`, scalars and a figure.
+
+        Probes are drawn with the split's first result. A spectrum goes to `spectra/step_XXXXXXXX.npz` too.
+
+        Args:
+            result: what was measured.
+            step: of the training.
+            name: of a line search's direction, such as "SA 1".
+            vectors: whether a spectrum's eigenvectors are kept.
+        """
+        if isinstance(result, ProbeResult):
+            self._append(step, result, asdict(result))
+            self.events.add_probes(result, step)
+            for reference in result.references:
+                self._draw(result, reference.target, step)
+        elif isinstance(result, Spectrum):
+            save_spectrum(self.spectrum_path(step), result, vectors=vectors)
+            self._append(step, result, summary(result))
+            self.events.add_spectrum(result, step)
+        elif isinstance(result, LineSearch):
+            self._append(step, result, {"name": name, **asdict(result)})
+            self.events.add_line_search(result, name, step)
+            tag = name.replace(" ", "") or "direction"
+            figure = line_search_figure(result, title=f"{self.path.name}, step {step:,}: {name}")
+            self.save_figure(figure, f"hessian_line_search_{tag}_step_{step:08d}")
+            self.events.add_figure(f"hessian/line search/{tag}", figure, step)
+        else:
+            self._append(step, result, asdict(result))
+            figure = density_figure(result, title=f"{self.path.name}, step {step:,}: spectral density")
+            self.save_figure(figure, f"hessian_density_step_{step:08d}")
+            self.events.add_figure("hessian/density", figure, step)
+
+    def _append(self, step: int, result: object, content: Mapping[str, Any]) -> None:
+        line = {"step": step, "kind": type(result).__name__, **content}
+        append_line(self._results, json.dumps(line, default=np.ndarray.tolist))
 
     def _draw(self, result: ProbeResult, target: str, step: int) -> None:
         first_step, first = next((s, r) for s, r in self.probe_results() if r.split == result.split)
@@ -117,6 +160,30 @@ class Run:
             if record["kind"] == "ProbeResult":
                 yield int(record["step"]), _probe_result(record)
 
+    def spectra(self) -> dict[int, Spectrum]:
+        """The last spectrum logged at each step, without its vectors, which are in `spectrum_path(step)`."""
+        found = {int(r["step"]): from_summary(r) for r in self.records() if r["kind"] == "Spectrum"}
+        return dict(sorted(found.items()))
+
+    def line_searches(self) -> dict[tuple[int, str], LineSearch]:
+        """The last line search logged at each step along each direction's name."""
+        found = {}
+        for record in self.records():
+            if record.pop("kind") == "LineSearch":
+                place = int(record.pop("step")), str(record.pop("name"))
+                arrays = {key: np.array(record.pop(key), np.float64) for key in ("alphas", "losses")}
+                found[place] = LineSearch(**{**record, **arrays})
+        return dict(sorted(found.items()))
+
+    def spectrum_path(self, step: int) -> Path:
+        """The file of a step's spectrum."""
+        return self.path / "spectra" / f"step_{step:08d}.npz"
+
+    def snapshots(self) -> dict[int, Path]:
+        """The weights saved, by step."""
+        files = sorted((self.path / "snapshots").glob("step_*.safetensors"))
+        return {int(file.stem.removeprefix("step_")): file for file in files}
+
     def _forget_after(self, step: int) -> None:
         records = list(self.records())
         kept = [json.dumps(record) + "\n" for record in records if record["step"] <= step]
@@ -137,10 +204,9 @@ class Run:
     def save_figure(self, figure: Figure, name: str) -> Path:
         """Save as `figures/NAME.png`."""
         path = self.path / "figures" / f"{name}.png"
-        temporary = path.with_name(f".{name}.partial.png")
-        with readable_errors(path):
-            figure.savefig(temporary)
-            temporary.replace(path)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        write_atomically(path, buffer.getvalue())
         return path
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from probes.selection import nearest
 
 from .errors import AnalysisError
 
-__all__ = ["DataSplits", "load_data", "load_model"]
+__all__ = ["DataSplits", "find_device", "load_data", "load_model"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,18 @@ class DataSplits:
                 x, y = split[int(i)]
                 digest.update(np.ascontiguousarray(x).tobytes() + str(int(y)).encode())
         return digest.hexdigest()[:16]
+
+
+def find_device(name: str) -> torch.device:
+    """A device by name.
+
+    Raises:
+        AnalysisError: if it is not there.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise AnalysisError(f"there is no device {name!r} here; use --device cpu.") from error
 
 
 def load_model(name: str, num_classes: int) -> nn.Module:

@@ -7,9 +7,10 @@ from dataclasses import asdict
 
 import pandas as pd
 
+from hessian import LineSearch, Spectrum
 from probes import ProbeResult
 
-__all__ = ["frame", "history", "side_by_side"]
+__all__ = ["curvature", "frame", "history", "side_by_side"]
 
 
 def frame(result: ProbeResult) -> pd.DataFrame:
@@ -36,3 +37,27 @@ def side_by_side(results: Mapping[str, ProbeResult], target: str | None = None) 
     table = pd.DataFrame(columns).reindex(list(layers))
     table.insert(0, "features", pd.Series({r.layer: f"{r.features} ({r.reduction})" for r in first}))
     return table.rename_axis("layer").fillna("")
+
+
+def curvature(
+    spectra: Mapping[int, Spectrum], searches: Mapping[tuple[int, str], LineSearch] | None = None
+) -> pd.DataFrame:
+    """One row per step: both extreme eigenvalues, and what line searches along their vectors found.
+
+    `residual` is the largest of the step's pairs, as a share of the spectrum's width; `1/alpha*` the inverse
+    of the best step size, to be compared with the eigenvalue.
+    """
+    rows = []
+    for step, spectrum in spectra.items():
+        row: dict[str, float] = {"step": step}
+        for end, pairs in (("LA 1", spectrum.largest), ("SA 1", spectrum.smallest)):
+            if pairs:
+                row[f"{end} λ"] = pairs[0].value
+            search = (searches or {}).get((step, end))
+            if search is not None:
+                row[f"{end} 1/α*"] = 1 / search.alpha_best if search.alpha_best else float("nan")
+                row[f"{end} decrease"] = search.decrease
+        row["residual"] = max(pair.residual for pair in spectrum.pairs) / (spectrum.width or 1)
+        row["products"], row["seconds"] = spectrum.products, round(spectrum.seconds, 1)
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("step").map(lambda x: f"{x:.4g}")

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from hessian import LineSearch, Spectrum
 from probes import ProbeResult
 
 __all__ = ["Events"]
@@ -18,7 +19,7 @@ class Events:
     """The event files of a run.
 
     Tags: `probes/<split>/error/<layer>`, likewise `loss` and `top5_error`; `model/<split>/error`. With
-    several targets the split is `<split>/<target>`.
+    several targets the split is `<split>/<target>`. Eigenvalues: `hessian/largest/01` and so on.
     """
 
     def __init__(self, path: Path, purge_step: int | None = None):
@@ -38,6 +39,24 @@ class Events:
             if reference.model_error is not None:
                 scalars[f"model/{result.split}/error"] = reference.model_error
         self.add_scalars(scalars, step)
+
+    def add_spectrum(self, spectrum: Spectrum, step: int) -> None:
+        """Eigenvalues by rank, the largest residual as a share of the width, and what they cost."""
+        scalars = {
+            f"hessian/{end}/{i:02d}": pair.value
+            for end in ("largest", "smallest")
+            for i, pair in enumerate(getattr(spectrum, end), start=1)
+        }
+        worst = max(pair.residual for pair in spectrum.pairs)
+        scalars["hessian/solver/residual"] = worst / spectrum.width if spectrum.width > 0 else worst
+        scalars["hessian/solver/products"] = spectrum.products
+        scalars["hessian/solver/seconds"] = spectrum.seconds
+        self.add_scalars(scalars, step)
+
+    def add_line_search(self, search: LineSearch, name: str, step: int) -> None:
+        """The best decrease and step size, and the slope."""
+        scalars = {"decrease": search.decrease, "alpha": search.alpha_best, "slope": search.slope}
+        self.add_scalars({f"hessian/search/{key}/{name}": value for key, value in scalars.items()}, step)
 
     def add_scalars(self, scalars: Mapping[str, float], step: int) -> None:
         """Numbers by tag."""

@@ -21,7 +21,7 @@ from .checkpoint import load_checkpoint, random_state, restore_random_state, sav
 from .errors import AnalysisError
 from .runs import Run, read_config
 from .schedule import Schedule
-from .sources import load_data, load_model
+from .sources import find_device, load_data, load_model
 
 __all__ = ["TrainSettings", "train"]
 
@@ -141,7 +141,7 @@ class _Job:
             seed=settings.seed,
         )
         torch.manual_seed(settings.seed)
-        self.model = load_model(settings.model, self.data.num_classes).to(_device(settings.device))
+        self.model = load_model(settings.model, self.data.num_classes).to(find_device(settings.device))
         if settings.optimizer not in _OPTIMIZERS:
             raise AnalysisError(f"unknown optimizer {settings.optimizer!r}; use {', '.join(_OPTIMIZERS)}.")
         self.optimizer = _OPTIMIZERS[settings.optimizer](self.model.parameters(), settings.lr)
@@ -280,13 +280,6 @@ def _try_model(model: nn.Module, split: Any) -> None:
             f"the model cannot take images of shape {tuple(x.shape[1:])}: {reason}; --rgb gives three "
             "channels and --image-size another size."
         ) from error
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise AnalysisError(f"there is no device {name!r} here; use --device cpu.") from error
 
 
 def _refuse_confusion(path: Path, settings: TrainSettings, resume: bool) -> None:

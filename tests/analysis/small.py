@@ -35,6 +35,12 @@ def model(num_classes: int) -> nn.Module:
     )
 
 
+def small_net(num_classes: int) -> nn.Module:
+    """For 8 x 8 images; its Hessian can be written down."""
+    layers = [nn.Conv2d(1, 2, 3), nn.Tanh(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, num_classes)]
+    return nn.Sequential(*layers)
+
+
 def data() -> tuple[TensorDataset, TensorDataset, TensorDataset]:
     g = torch.Generator().manual_seed(0)
     x = torch.randn(200, 1, 6, 6, generator=g)

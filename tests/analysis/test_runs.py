@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,3 +128,18 @@ def test_a_table_has_layers_in_order_and_gaps_where_a_layer_is_missing() -> None
     assert table.loc["aux", "before"] == ""
     assert table.loc["fc", "after"] == "10.00 ± 1.00"
     assert np.array_equal(table["features"], ["16 (avg:1)"] * 3)
+
+
+def test_files_half_written_by_a_killed_process_are_gone_when_the_run_is_opened(tmp_path: Path) -> None:
+    """It was left among the snapshots for ever."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    with Run(tmp_path) as run:
+        run.log(RESULT, 0)
+    orphan = tmp_path / "snapshots" / f".step_00000001.json.{dead.pid}.partial"
+    being_written = tmp_path / "snapshots" / f".step_00000002.json.{os.getpid()}.partial"
+    orphan.write_text("{")
+    being_written.write_text("{")
+    Run(tmp_path).close()
+    assert not orphan.exists()
+    assert being_written.exists()

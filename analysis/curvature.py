@@ -1,0 +1,288 @@
+"""Hessian spectra at the snapshots of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from hessian import (
+    Eigenpair,
+    Loss,
+    Spectrum,
+    Team,
+    compare,
+    extreme_eigenpairs,
+    fixed_subset,
+    line_search,
+    spectral_density,
+)
+
+from .curvature_figures import best_decreases, best_steps, eigenvalues_over_training, parameter_shares
+from .errors import AnalysisError
+from .files import write_atomically
+from .runs import Run, read_config
+from .sources import find_device, load_data, load_model
+from .spectra import load_shares
+
+__all__ = ["HessianSettings", "load_weights", "measure_hessian"]
+
+_FRACTION, _LEAST = 0.05, 1000  # of the training set, unless that is fewer examples than these
+_PERPENDICULAR = 1e-9  # |cosine| with the gradient, below which there is nothing to search along
+
+
+@dataclass(frozen=True)
+class HessianSettings:
+    """What is measured; becomes `spectra/settings.json`.
+
+    Attributes:
+        largest: eigenpairs at the upper end.
+        smallest: eigenpairs at the lower end.
+        tol: largest residual of a converged pair, as a share of the spectrum's width.
+        subset: share of the training set, chosen once; by default 5%, but at least 1,000 examples.
+        parameters: name globs of the parameters; all if empty.
+        line_searches: along how many pairs of each end.
+        density: whether the whole spectral density is estimated.
+        vectors: whether eigenvectors are kept on disk.
+        steps: snapshots to look at; all if empty.
+        seed: of the subset and the solver.
+        device: cpu, cuda, ...
+    """
+
+    largest: int = 20
+    smallest: int = 3
+    tol: float = 1e-3
+    subset: float | None = None
+    parameters: tuple[str, ...] = ()
+    line_searches: int = 3
+    density: bool = False
+    vectors: bool = True
+    steps: tuple[int, ...] = ()
+    seed: int = 0
+    device: str = "cpu"
+
+
+def measure_hessian(
+    path: str | Path, settings: HessianSettings = HessianSettings(), *, progress: bool = True
+) -> dict[int, Spectrum]:
+    """Extreme eigenpairs and line searches at the snapshots of a run of `thermoscope train`.
+
+    Everything is kept in the run directory: results, `spectra/*.npz`, TensorBoard scalars and the figures of
+    Alain, Le Roux & Manzagol. Snapshots that are done already are not computed again, so the same call goes
+    on after an interruption.
+
+    Under `torchrun`, each process takes a part of the data.
+
+    Returns:
+        The spectra by step, without vectors (which are in the files); nothing but in the first process.
+
+    Raises:
+        AnalysisError: for a folder that holds no such run, or results of other settings.
+        HessianError: for a loss that has no Hessian.
+        KeyboardInterrupt: after Ctrl-C, when what was found has been kept.
+    """
+    path = Path(path)
+    config = read_config(path)
+    if "model" not in config or "data" not in config:
+        raise AnalysisError(f"{str(path)!r} is no run of thermoscope train; give the folder of one to --run.")
+    team = _team(settings.device)
+    if team is not None and team.rank > 0:
+        with team.lead(_Job(config, settings, progress, team).loss):
+            return {}
+    with Run(path) as run:
+        snapshots = _chosen(run, settings)
+        _refuse_other_settings(path, settings)
+        job = _Job(config, settings, progress, team)
+        done = {step for step, spectrum in run.spectra().items() if not spectrum.interrupted}
+        start: Spectrum | None = None
+        waiting = [step for step in snapshots if step not in done]
+        with nullcontext() if team is None else team.lead(job.loss):
+            for step in tqdm(waiting, unit="snapshot", disable=None if progress else True):
+                load_weights(job.model, snapshots[step])
+                start = job.measure(run, step, start)
+        _draw(run)
+        return run.spectra()
+
+
+class _Job:
+    """A model, and the loss that follows it from snapshot to snapshot."""
+
+    def __init__(
+        self, config: Mapping[str, Any], settings: HessianSettings, progress: bool, team: Team | None
+    ):
+        data = load_data(
+            config["data"],
+            data_dir=config["data_dir"],
+            image_size=config["image_size"],
+            rgb=config["rgb"],
+            seed=config["seed"],
+        )
+        self.settings, self._progress, self._team = settings, progress, team
+        self.model = load_model(config["model"], data.num_classes).to(find_device(settings.device))
+        total = len(data.train)  # type: ignore[arg-type]
+        fraction = settings.subset or min(1.0, max(_FRACTION, _LEAST / total))
+        batches = fixed_subset(data.train, fraction, seed=settings.seed)
+        self._batches = batches if team is None else _shares(batches, team)
+        self._loss: Loss | None = None
+
+    @property
+    def loss(self) -> Loss:
+        """Made once, and checked; it follows the model from snapshot to snapshot."""
+        if self._loss is None:
+            names = list(self.settings.parameters) or None
+            self._loss = Loss(self.model, F.cross_entropy, self._batches, parameters=names, team=self._team)
+        return self._loss
+
+    def measure(self, run: Run, step: int, start: Spectrum | None) -> Spectrum:
+        """One snapshot; its spectrum, with vectors."""
+        settings = self.settings
+        hessian = self.loss.hessian()
+        spectrum = extreme_eigenpairs(
+            hessian,
+            settings.largest,
+            settings.smallest,
+            tol=settings.tol,
+            start=start,
+            seed=settings.seed,
+            save_to=run.path / "spectra" / f"step_{step:08d}.unfinished.npz",
+            progress=self._progress,
+        )
+        run.log_scalars({"hessian/loss": self.loss.value(), "hessian/examples": self.loss.examples}, step)
+        if not spectrum.interrupted:
+            gradient = self.loss.gradient()
+            for name, pair in _named(spectrum, settings.line_searches):
+                if abs(gradient @ pair.vector) > _PERPENDICULAR * np.linalg.norm(gradient):
+                    run.log(line_search(self.loss, pair, gradient=gradient), step, name=name)
+            if settings.density:
+                run.log(spectral_density(hessian, seed=settings.seed, progress=self._progress), step)
+        if start is not None:
+            run.log_scalars(_stayed(start, spectrum), step)
+        run.log(spectrum, step, vectors=settings.vectors)  # last: it says that the step is done
+        if spectrum.interrupted:
+            raise KeyboardInterrupt
+        return spectrum
+
+
+def _stayed(before: Spectrum, now: Spectrum) -> dict[str, float]:
+    """How much of the leading vectors of the snapshot before is left: |cosines| by end."""
+    comparison = compare(before, now)
+    ends = (("LA 1", comparison.largest), ("SA 1", comparison.smallest))
+    return {f"hessian/overlap/{name}": float(end.overlaps[0, 0]) for name, end in ends if end.overlaps.size}
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a snapshot into a model.
+
+    Raises:
+        AnalysisError: if the file is damaged or of another model.
+    """
+    try:
+        weights = safetensors.torch.load_file(path)
+    except FileNotFoundError as error:
+        raise AnalysisError(f"there is no snapshot {str(path)!r}.") from error
+    except (OSError, safetensors.SafetensorError) as error:
+        raise AnalysisError(f"{str(path)!r} is damaged; delete it to leave that step out.") from error
+    own = model.state_dict()
+    for name in [*own, *weights]:
+        here = tuple(own[name].shape) if name in own else "missing"
+        there = tuple(weights[name].shape) if name in weights else "missing"
+        if here != there:
+            raise AnalysisError(
+                f"{str(path)!r} is a snapshot of another model: {name!r} is {there} there and {here} here."
+            )
+    model.load_state_dict(weights)
+
+
+def _team(device: str) -> Team | None:
+    """The processes that `torchrun` started."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return Team()
+
+
+def _shares(batches: list[Any], team: Team) -> list[Any]:
+    """Every size-th example of each batch."""
+    parts = [tuple(part[team.rank :: team.size] for part in batch) for batch in batches]
+    return [part for part in parts if len(part[0])]
+
+
+def _named(spectrum: Spectrum, count: int) -> list[tuple[str, Eigenpair]]:
+    ends = (("LA", spectrum.largest), ("SA", spectrum.smallest))
+    return [(f"{end} {i}", pair) for end, pairs in ends for i, pair in enumerate(pairs[:count], start=1)]
+
+
+def _chosen(run: Run, settings: HessianSettings) -> dict[int, Path]:
+    snapshots = run.snapshots()
+    if not snapshots:
+        raise AnalysisError(
+            f"{str(run.path)!r} has no snapshots; train with --snapshots log:20, say, to have some."
+        )
+    missing = [step for step in settings.steps if step not in snapshots]
+    if missing:
+        raise AnalysisError(
+            f"{str(run.path)!r} has no snapshot of step {missing[0]}; there are "
+            f"{', '.join(map(str, snapshots))}."
+        )
+    return {step: snapshots[step] for step in settings.steps or snapshots}
+
+
+def _refuse_other_settings(path: Path, settings: HessianSettings) -> None:
+    """One set of spectra per run, so that they compare."""
+    file = path / "spectra" / "settings.json"
+    now = {k: v for k, v in json.loads(json.dumps(asdict(settings))).items() if k not in ("steps", "device")}
+    if not any(file.parent.glob("step_*.npz")):
+        write_atomically(file, (json.dumps(now, indent=2) + "\n").encode())
+        return
+    try:
+        before = dict(json.loads(file.read_text()))
+    except (OSError, ValueError) as error:
+        raise AnalysisError(f"{str(file)!r} is damaged; delete the folder to start anew.") from error
+    changed = [key for key, value in now.items() if before.get(key) != value]
+    if changed:
+        key = changed[0]
+        raise AnalysisError(
+            f"the spectra in {str(file.parent)!r} were made with {key}={before.get(key)!r}, not "
+            f"{now[key]!r}; keep to that, or delete that folder to start anew."
+        )
+
+
+def _draw(run: Run) -> None:
+    """The figures of all snapshots together."""
+    spectra, name = run.spectra(), run.path.name
+    losses = {
+        int(record["step"]): float(record["hessian/loss"])
+        for record in run.records()
+        if "hessian/loss" in record
+    }
+    searches = [(step, search) for (step, _), search in run.line_searches().items()]
+    last = max(spectra)
+    figures = {
+        "hessian_eigenvalues": eigenvalues_over_training(
+            spectra, dict(sorted(losses.items())), title=f"{name}: extreme eigenvalues of the Hessian"
+        ),
+        "hessian_parameter_shares": parameter_shares(
+            spectra[last],
+            load_shares(run.spectrum_path(last)),
+            title=f"{name}, step {last:,}: where the eigenvectors live",
+        ),
+    }
+    if searches:
+        figures["hessian_decreases"] = best_decreases(searches, title=f"{name}: best decrease of the loss")
+        figures["hessian_steps"] = best_steps(searches, title=f"{name}: the best step along each eigenvector")
+    for file, figure in figures.items():
+        run.save_figure(figure, file)
+        run.events.add_figure(file.replace("_", "/", 1), figure, last)

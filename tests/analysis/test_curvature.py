@@ -1,0 +1,294 @@
+"""Spectra at the snapshots of a run: files, figures, the command, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from analysis import AnalysisError, HessianSettings, Run, load_data, load_model, measure_hessian
+from analysis.cli import main
+from analysis.curvature import load_weights
+from analysis.spectra import load_shares, load_spectrum, save_spectrum
+from hessian import Eigenpair, Loss, MissedCheck, Spectrum, fixed_subset
+
+CONFIG = {
+    "model": "tests.analysis.small:small_net",
+    "data": "sklearn:digits",
+    "data_dir": "data",
+    "image_size": None,
+    "rgb": False,
+    "seed": 0,
+}
+SETTINGS = HessianSettings(largest=3, smallest=2, tol=1e-4, subset=0.1, line_searches=1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with three snapshots."""
+    path = tmp_path_factory.mktemp("run")
+    data = load_data("sklearn:digits", seed=0)
+    x, y = (torch.stack([torch.as_tensor(data.train[i][j]) for i in range(200)]) for j in (0, 1))
+    torch.manual_seed(0)
+    model = load_model(CONFIG["model"], 10)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    with Run(path, CONFIG) as run:
+        for step in range(21):
+            if step in (0, 5, 20):
+                run.snapshot(model, step)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    return path
+
+
+@pytest.fixture(scope="module")
+def measured(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("measured") / "run"
+    shutil.copytree(trained, path)
+    measure_hessian(path, SETTINGS, progress=False)
+    return path
+
+
+def dense(path: Path, step: int) -> tuple[np.ndarray, Loss]:
+    data = load_data("sklearn:digits", seed=0)
+    model = load_model(CONFIG["model"], 10)
+    load_weights(model, Run(path).snapshots()[step])
+    loss = Loss(model, F.cross_entropy, fixed_subset(data.train, 0.1))
+    return loss.hessian() @ np.eye(loss.size, dtype=np.float32), loss
+
+
+@pytest.mark.parametrize("step", [0, 20])
+def test_spectra_are_those_of_the_dense_hessian_at_each_snapshot(measured: Path, step: int) -> None:
+    matrix, loss = dense(measured, step)
+    values = np.linalg.eigvalsh(matrix.astype(np.float64))
+    with Run(measured) as run:
+        spectrum, searches = run.spectra()[step], run.line_searches()
+    np.testing.assert_allclose(
+        [p.value for p in spectrum.largest], values[:-4:-1], atol=1e-4 * np.ptp(values)
+    )
+    np.testing.assert_allclose([p.value for p in spectrum.smallest], values[:2], atol=1e-4 * np.ptp(values))
+    assert spectrum.converged
+    assert searches[step, "SA 1"].loss == pytest.approx(loss.value(), rel=1e-6)
+    assert searches[step, "LA 1"].curvature == spectrum.largest[0].value
+
+
+def test_files_hold_vectors_and_shares(measured: Path) -> None:
+    spectrum = load_spectrum(Run(measured).spectrum_path(5))
+    matrix, _ = dense(measured, 5)
+    for pair in spectrum.pairs:
+        residual = np.linalg.norm(matrix @ pair.vector - pair.value * pair.vector)
+        assert residual <= 2e-4 * spectrum.width
+    with np.load(Run(measured).spectrum_path(5), allow_pickle=False) as file:
+        np.testing.assert_allclose(file["shares"].sum(1), 1, rtol=1e-5)
+        assert file["names"].tolist() == list(spectrum.layout)
+        assert file["shares"].shape == (5, len(spectrum.layout))
+
+
+def test_figures_and_scalars_are_there(measured: Path) -> None:
+    names = {path.name for path in (measured / "figures").glob("*.png")}
+    for name in ("eigenvalues", "decreases", "steps", "parameter_shares"):
+        assert f"hessian_{name}.png" in names
+    assert "hessian_line_search_SA1_step_00000005.png" in names
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(measured))
+    events.Reload()
+    spectra = Run(measured).spectra()
+    logged = {e.step: e.value for e in events.Scalars("hessian/largest/01")}
+    assert logged == pytest.approx({step: s.largest[0].value for step, s in spectra.items()})
+
+
+def test_how_much_of_the_leading_vectors_stays_is_logged(measured: Path) -> None:
+    first, second = (load_spectrum(Run(measured).spectrum_path(step)) for step in (0, 5))
+    logged = {k: v for r in Run(measured).records() if r["step"] == 5 for k, v in r.items() if "overlap" in k}
+    cosine = abs(float(first.largest[0].vector @ second.largest[0].vector))
+    assert logged["hessian/overlap/LA 1"] == pytest.approx(cosine, rel=1e-5)
+
+
+def test_the_same_call_again_computes_nothing(measured: Path) -> None:
+    before = (measured / "results.jsonl").read_bytes()
+    measure_hessian(measured, SETTINGS, progress=False)
+    assert (measured / "results.jsonl").read_bytes() == before
+
+
+def test_other_settings_are_refused(measured: Path) -> None:
+    with pytest.raises(
+        AnalysisError, match=r"made with largest=3, not 4; keep to that, or delete that folder"
+    ):
+        measure_hessian(measured, HessianSettings(**{**SETTINGS.__dict__, "largest": 4}))
+
+
+_KILLED = """
+import sys
+from analysis import measure_hessian
+from tests.analysis.test_curvature import SETTINGS
+measure_hessian(sys.argv[1], SETTINGS, progress=False)
+"""
+
+
+def test_killed_anywhere_it_goes_on_to_the_same_spectra(
+    trained: Path, measured: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(trained, path)
+    process = subprocess.Popen([sys.executable, "-c", _KILLED, str(path)], cwd=Path(__file__).parents[2])
+    while process.poll() is None and '"Spectrum"' not in _results(path):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = Run(path).spectra()
+    assert len(done) >= 1
+    spectra = measure_hessian(path, SETTINGS, progress=False)
+    assert sorted(spectra) == [0, 5, 20]
+    undisturbed = Run(measured).spectra()
+    for step, spectrum in spectra.items():
+        expected = [pair.value for pair in undisturbed[step].pairs]
+        tolerance = 1e-3 * spectrum.width
+        np.testing.assert_allclose([pair.value for pair in spectrum.pairs], expected, atol=tolerance)
+    assert not list(path.rglob("*.partial"))
+
+
+def _results(path: Path) -> str:
+    file = path / "results.jsonl"
+    return file.read_text() if file.exists() else ""
+
+
+def test_ctrl_c_keeps_what_was_found(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(trained, path)
+    calls = 0
+    from hessian.curvature import CurvatureOperator
+
+    multiply = CurvatureOperator.multiply
+
+    def interrupted(self: CurvatureOperator, vectors: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 12:
+            raise KeyboardInterrupt
+        return multiply(self, vectors)
+
+    monkeypatch.setattr(CurvatureOperator, "multiply", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measure_hessian(path, SETTINGS, progress=False)
+    kept = Run(path).spectra()
+    assert list(kept) == [0]
+    assert kept[0].interrupted
+    assert not kept[0].converged
+    monkeypatch.setattr(CurvatureOperator, "multiply", multiply)
+    assert measure_hessian(path, SETTINGS, progress=False)[0].converged
+
+
+def spectrum_of(size: int) -> Spectrum:
+    vector = np.eye(size, dtype=np.float32)
+    return Spectrum(
+        (Eigenpair(3.0, vector[0], 0.1, False),),
+        (Eigenpair(-1.0, vector[1], 1e-5, True),),
+        4.0,
+        1e-3,
+        17,
+        0.5,
+        "lanczos",
+        missed_check=MissedCheck(20, 1, 2.5, -0.5, 0.3),
+        layout={"a.weight": (size - 2, 1), "a.bias": (2,)},
+    )
+
+
+def test_a_spectrum_is_read_back_as_it_was(tmp_path: Path) -> None:
+    spectrum = spectrum_of(6)
+    with Run(tmp_path) as run:
+        run.log(spectrum, 3)
+        (again,) = run.spectra().values()
+    assert [(p.value, p.residual, p.converged) for p in again.pairs] == [
+        (p.value, p.residual, p.converged) for p in spectrum.pairs
+    ]
+    assert (again.missed_check, again.layout) == (spectrum.missed_check, spectrum.layout)
+    file = load_spectrum(Run(tmp_path).spectrum_path(3))
+    np.testing.assert_array_equal(file.largest[0].vector, spectrum.largest[0].vector)
+    assert file.layout == spectrum.layout
+    assert spectrum.shares(spectrum.largest[0]) == {"a.weight": 1.0, "a.bias": 0.0}
+
+
+@pytest.mark.parametrize("keep", [0, 30, 400])
+def test_a_cut_spectrum_is_refused(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "step.npz"
+    save_spectrum(path, spectrum_of(6))
+    path.write_bytes(path.read_bytes()[:keep])
+    for load in (load_spectrum, load_shares):
+        with pytest.raises(AnalysisError, match="damaged; delete it and run thermoscope hessian again"):
+            load(path)
+
+
+def test_a_pickle_in_a_spectrum_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "step.npz"
+    np.savez(path, values=np.array([_Poison(tmp_path / "poisoned")], dtype=object))
+    with pytest.raises(AnalysisError, match="damaged"):
+        load_spectrum(path)
+    assert not (tmp_path / "poisoned").exists()
+
+
+class _Poison:
+    def __init__(self, path: Path):
+        self._path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self._path),)
+
+
+def test_mistakes_at_the_command_get_a_sentence(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*arguments: str) -> str:
+        assert main(["hessian", *arguments]) == 1
+        return capsys.readouterr().err
+
+    assert "is no run of thermoscope train" in fails("--run", str(tmp_path / "nothing"))
+    path = tmp_path / "run"
+    shutil.copytree(trained, path)
+    assert "no snapshot of step 7; there are 0, 5, 20" in fails("--run", str(path), "--steps", "7")
+    assert "there is no device 'abacus' here" in fails("--run", str(path), "--device", "abacus")
+    options = ("--run", str(path), "--subset", "0.1", "--largest")
+    assert "ask for at most" in fails(*options, "9999")
+    assert "nearest names" in fails(*options, "1", "--parameters", "fc*")
+    snapshot = path / "snapshots" / "step_00000000.safetensors"
+    whole = snapshot.read_bytes()
+    snapshot.write_bytes(whole[:100])
+    assert "step_00000000.safetensors' is damaged" in fails(*options, "1")
+    config = json.loads((path / "config.json").read_text())
+    snapshot.write_bytes(whole)
+    (path / "config.json").write_text(json.dumps({**config, "model": "analysis.models:digits_convnet"}))
+    assert "is a snapshot of another model" in fails(*options, "1")
+    for file in (path / "snapshots").iterdir():
+        file.unlink()
+    assert "has no snapshots; train with --snapshots" in fails(*options, "1")
+
+
+def test_the_command_prints_a_table(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [
+        "--largest",
+        "3",
+        "--smallest",
+        "2",
+        "--tol",
+        "1e-4",
+        "--subset",
+        "0.1",
+        "--line-searches",
+        "1",
+    ]
+    assert main(["hessian", "--run", str(measured), *options]) == 0
+    out = capsys.readouterr().out
+    assert "LA 1 λ" in out
+    assert "SA 1 decrease" in out
+    assert "hessian_*.png" in out
