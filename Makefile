@@ -26,9 +26,14 @@ DATA ?= data
 reproduce: $(VENV)/installed
 	$(BIN)/python scripts/reproduce/mnist_convnet.py --data-dir $(DATA)
 	$(BIN)/python scripts/reproduce/pathological.py --data-dir $(DATA)
+	$(BIN)/python scripts/reproduce/negative_eigenvalues.py --data-dir $(DATA)
+	$(BIN)/python scripts/reproduce/negative_curvature_steps.py --data-dir $(DATA)
 
-bench: $(VENV)/installed
+bench: $(VENV)/installed-bench
 	$(BIN)/python scripts/bench/probe_overhead.py
+	$(BIN)/python scripts/bench/hvp.py
+	$(BIN)/python scripts/bench/eigenpairs.py
+	$(BIN)/python scripts/bench/tracker.py --data-dir $(DATA)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +44,10 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@ $(VENV)/installed
+
+$(VENV)/installed-bench: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	touch $@ $(VENV)/installed
 
 clean:

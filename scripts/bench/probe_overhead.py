@@ -56,7 +56,7 @@ class Case:
 
 
 def cases(quick: bool) -> list[Case]:
-    resnet = (8, 3, 96, 96) if quick else (16, 3, 224, 224)
+    resnet = (8, 3, 96, 96) if quick else (32, 3, 224, 224)
     if torch.cuda.is_available():
         resnet = (64, 3, 224, 224)
     return [
@@ -83,7 +83,7 @@ def main() -> None:
     options = parser.parse_args()
     figures: dict[str, Any] = {}
     for number, case in enumerate(cases(options.quick)):
-        repeats, warmup = ((10, 2), (3, 1))[number] if options.quick else ((40, 11), (8, 2))[number]
+        repeats, warmup = ((10, 2), (3, 1))[number] if options.quick else ((120, 11), (10, 2))[number]
         torch.manual_seed(0)
         model = case.build()
         loops = {loop: step_of(loop, case, copy.deepcopy(model)) for loop in LOOPS}

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from _common import in_order, mnist, parser, shuffled, write
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
 
 from analysis import DataSplits, Schedule
+from analysis.style import canvas
 from probes import ProbeResult, ProbeSet
 
 DEPTH, WIDTH, SKIP = 128, 128, 64
@@ -103,18 +103,8 @@ def halves(result: ProbeResult) -> tuple[float, float]:
     return float(errors[:SKIP].mean()), float(errors[SKIP:].mean())
 
 
-def canvas() -> tuple[Figure, object]:
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#E5E5E5", lw=0.8)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
 def by_depth(history: dict[int, ProbeResult]) -> Figure:
-    figure, axes = canvas()
+    figure, (axes,) = canvas()
     steps = [step for step in history if step == 0 or step >= 100]
     shown = [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, 4).round().astype(int))]
     for step, colour, style in zip(
@@ -132,7 +122,7 @@ def by_depth(history: dict[int, ProbeResult]) -> Figure:
 
 
 def over_training(history: dict[int, ProbeResult]) -> Figure:
-    figure, axes = canvas()
+    figure, (axes,) = canvas()
     steps = [step for step in history if step > 0]
     first, second = zip(*(halves(history[step]) for step in steps), strict=True)
     own = [100 * (history[step].references[0].model_error or float("nan")) for step in steps]
