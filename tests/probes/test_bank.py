@@ -156,7 +156,8 @@ def test_converges_to_the_logistic_regression_optimum() -> None:
     exact = LogisticRegression(C=1e10, max_iter=2000, tol=1e-10).fit(z, y.numpy())
     optimum = F.cross_entropy(torch.from_numpy(exact.decision_function(z)), y)
     found = F.cross_entropy(outputs(bank, "a", scaled).double(), y)
-    assert -1e-5 < float(found - optimum) < 1e-3
+    # Below the optimum by rounding only: the first feature varies by 1e-3 around 7, in float32.
+    assert -1e-4 < float(found - optimum) < 1e-3
 
 
 @given(scale=st.floats(1e-4, 1e4), shift=st.floats(-100, 100))
