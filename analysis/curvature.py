@@ -11,11 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
 from tqdm import tqdm
 
 from hessian import (
@@ -33,11 +30,13 @@ from hessian import (
 from .curvature_figures import best_decreases, best_steps, eigenvalues_over_training, parameter_shares
 from .errors import AnalysisError
 from .files import write_atomically
+from .preprocessing import Preprocessing
 from .runs import Run, read_config
 from .sources import find_device, load_data, load_model
 from .spectra import load_shares
+from .weights import load_weights
 
-__all__ = ["HessianSettings", "load_weights", "measure_hessian"]
+__all__ = ["HessianSettings", "measure_hessian"]
 
 _FRACTION, _LEAST = 0.05, 1000  # of the training set, unless that is fewer examples than these
 _PERPENDICULAR = 1e-9  # |cosine| with the gradient, below which there is nothing to search along
@@ -125,8 +124,7 @@ class _Job:
         data = load_data(
             config["data"],
             data_dir=config["data_dir"],
-            image_size=config["image_size"],
-            rgb=config["rgb"],
+            preprocessing=Preprocessing(size=config["image_size"], rgb=config["rgb"]),
             seed=config["seed"],
         )
         self.settings, self._progress, self._team = settings, progress, team
@@ -180,29 +178,6 @@ def _stayed(before: Spectrum, now: Spectrum) -> dict[str, float]:
     comparison = compare(before, now)
     ends = (("LA 1", comparison.largest), ("SA 1", comparison.smallest))
     return {f"hessian/overlap/{name}": float(end.overlaps[0, 0]) for name, end in ends if end.overlaps.size}
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a snapshot into a model.
-
-    Raises:
-        AnalysisError: if the file is damaged or of another model.
-    """
-    try:
-        weights = safetensors.torch.load_file(path)
-    except FileNotFoundError as error:
-        raise AnalysisError(f"there is no snapshot {str(path)!r}.") from error
-    except (OSError, safetensors.SafetensorError) as error:
-        raise AnalysisError(f"{str(path)!r} is damaged; delete it to leave that step out.") from error
-    own = model.state_dict()
-    for name in [*own, *weights]:
-        here = tuple(own[name].shape) if name in own else "missing"
-        there = tuple(weights[name].shape) if name in weights else "missing"
-        if here != there:
-            raise AnalysisError(
-                f"{str(path)!r} is a snapshot of another model: {name!r} is {there} there and {here} here."
-            )
-    model.load_state_dict(weights)
 
 
 def _team(device: str) -> Team | None:

@@ -10,7 +10,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from probes.selection import nearest
 
 from .errors import AnalysisError
+from .preprocessing import Preprocessing
 
 __all__ = ["DataSplits", "find_device", "load_data", "load_model"]
 
@@ -93,9 +94,13 @@ def load_model(name: str, num_classes: int) -> nn.Module:
 
 
 def load_data(
-    name: str, *, data_dir: str = "data", image_size: int | None = None, rgb: bool = False, seed: int = 0
+    name: str,
+    *,
+    data_dir: str = "data",
+    preprocessing: Preprocessing | None = None,
+    seed: int = 0,
 ) -> DataSplits:
-    """Load data by name; images become float32 (C, H, W) in 0..1.
+    """Load data by name; images become float32 (C, H, W), in 0..1 unless `preprocessing` says otherwise.
 
     - `sklearn:digits`: 1,797 real handwritten digits of 8x8 pixels that come with scikit-learn.
     - `torchvision:MNIST` and its like (FashionMNIST, CIFAR10, ...), already under `data_dir`.
@@ -109,15 +114,18 @@ def load_data(
     Raises:
         AnalysisError: for data that are not there or cannot be read, saying what to bring.
     """
+    preprocessing = preprocessing or Preprocessing()
     source, rest = _split(name, "torchvision:MNIST, folder:PATH, npz:PATH or my.module:make_data")
     if source == "sklearn":
         return _digits(rest, seed)
     if source == "torchvision":
-        return _torchvision(rest, data_dir, _transform(image_size, rgb), seed)
+        return _torchvision(rest, data_dir, preprocessing.transform(), seed)
     if source == "folder":
-        return _folder(Path(rest), _transform(image_size or 224, rgb), seed)
+        if preprocessing.size is None:  # photographs are of many sizes
+            preprocessing = replace(preprocessing, size=224, resize=preprocessing.resize or 224)
+        return _folder(Path(rest), preprocessing.transform(), seed)
     if source == "npz":
-        return _npz(Path(rest), image_size, rgb, seed)
+        return _npz(Path(rest), preprocessing.transform(), seed)
     return _own(name, _call(source, rest))
 
 
@@ -173,7 +181,7 @@ def _folder(path: Path, transform: Callable[[Any], torch.Tensor], seed: int) -> 
     return _splits(train, valid, test or valid, len(train.classes), seed)
 
 
-def _npz(path: Path, image_size: int | None, rgb: bool, seed: int) -> DataSplits:
+def _npz(path: Path, transform: Callable[[Any], torch.Tensor], seed: int) -> DataSplits:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in ("x_train", "y_train", "x_test", "y_test")}
@@ -183,8 +191,8 @@ def _npz(path: Path, image_size: int | None, rgb: bool, seed: int) -> DataSplits
         raise AnalysisError(f"there is no file {str(path)!r}.") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise AnalysisError(f"{str(path)!r} is damaged or no .npz file; copy it again.") from error
-    train = _ArrayImages(arrays["x_train"], arrays["y_train"], image_size, rgb)
-    test = _ArrayImages(arrays["x_test"], arrays["y_test"], image_size, rgb)
+    train = _ArrayImages(arrays["x_train"], arrays["y_train"], transform)
+    test = _ArrayImages(arrays["x_test"], arrays["y_test"], transform)
     classes = int(max(arrays["y_train"].max(), arrays["y_test"].max())) + 1
     return _splits(train, None, test, classes, seed)
 
@@ -202,22 +210,18 @@ def _own(name: str, made: Any) -> DataSplits:
 class _ArrayImages(Dataset[Any]):
     """Arrays of images, turned into tensors one by one."""
 
-    def __init__(self, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], image_size: int | None, rgb: bool):
+    def __init__(
+        self, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], transform: Callable[[Any], torch.Tensor]
+    ):
         if len(x) != len(y):
             raise AnalysisError(f"there are {len(x)} images but {len(y)} labels.")
-        self._x, self._y, self._size, self._rgb = x, y.astype(np.int64), image_size, rgb
+        self._x, self._y, self._transform = x, y.astype(np.int64), transform
 
     def __len__(self) -> int:
         return len(self._x)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        x = torch.from_numpy(np.ascontiguousarray(self._x[i]))
-        x = x.unsqueeze(-1) if x.ndim == 2 else x
-        x = x.permute(2, 0, 1).float() / (255 if self._x.dtype == np.uint8 else 1)
-        if self._size is not None and self._size != x.shape[-1]:
-            size = (self._size, self._size)
-            x = nn.functional.interpolate(x[None], size=size, mode="bilinear", antialias=True)[0]
-        return (x.expand(3, -1, -1) if self._rgb and len(x) == 1 else x), int(self._y[i])
+        return self._transform(np.ascontiguousarray(self._x[i])), int(self._y[i])
 
 
 # -- helpers -------------------------------------------------------------------------------------------
@@ -235,19 +239,6 @@ def _splits(train: Any, valid: Any, test: Any, num_classes: int, seed: int) -> D
             test, order = Subset(source, order[-part:]), order[:-part]
         train = Subset(source, order[part:])
     return DataSplits(train, valid, test, num_classes)
-
-
-def _transform(image_size: int | None, rgb: bool) -> Callable[[Any], torch.Tensor]:
-    from torchvision.transforms import v2
-
-    steps: list[Any] = [v2.ToImage()]
-    if rgb:
-        steps.append(v2.RGB())
-    if image_size is not None:
-        steps += [v2.Resize(image_size, antialias=True), v2.CenterCrop(image_size)]
-    steps += [v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()]
-    transform: Callable[[Any], torch.Tensor] = v2.Compose(steps)
-    return transform
 
 
 def _split(name: str, examples: str) -> tuple[str, str]:

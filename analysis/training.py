@@ -19,6 +19,7 @@ from probes import ProbeResult, ProbeSet, preserved_random_state
 
 from .checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
 from .errors import AnalysisError
+from .preprocessing import Preprocessing
 from .runs import Run, read_config
 from .schedule import Schedule
 from .sources import find_device, load_data, load_model
@@ -136,8 +137,7 @@ class _Job:
         self.data = load_data(
             settings.data,
             data_dir=settings.data_dir,
-            image_size=settings.image_size,
-            rgb=settings.rgb,
+            preprocessing=Preprocessing(size=settings.image_size, rgb=settings.rgb),
             seed=settings.seed,
         )
         torch.manual_seed(settings.seed)

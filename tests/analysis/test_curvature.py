@@ -18,8 +18,8 @@ import torch.nn.functional as F
 
 from analysis import AnalysisError, HessianSettings, Run, load_data, load_model, measure_hessian
 from analysis.cli import main
-from analysis.curvature import load_weights
 from analysis.spectra import load_shares, load_spectrum, save_spectrum
+from analysis.weights import load_weights
 from hessian import Eigenpair, Loss, MissedCheck, Spectrum, fixed_subset
 
 CONFIG = {
@@ -268,7 +268,7 @@ def test_mistakes_at_the_command_get_a_sentence(
     config = json.loads((path / "config.json").read_text())
     snapshot.write_bytes(whole)
     (path / "config.json").write_text(json.dumps({**config, "model": "analysis.models:digits_convnet"}))
-    assert "is a snapshot of another model" in fails(*options, "1")
+    assert "is a checkpoint of another model" in fails(*options, "1")
     for file in (path / "snapshots").iterdir():
         file.unlink()
     assert "has no snapshots; train with --snapshots" in fails(*options, "1")

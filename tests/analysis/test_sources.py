@@ -11,6 +11,7 @@ from torch import nn
 
 from analysis import AnalysisError, load_data, load_model
 from analysis.models import digits_convnet, mnist_convnet
+from analysis.preprocessing import Preprocessing
 
 
 def lengths(data: object) -> list[int]:
@@ -59,14 +60,18 @@ def test_arrays(archive: Path) -> None:
     assert lengths(data) == [40, 8, 12]
     assert data.num_classes == 4
     assert data.train[0][0].shape == (1, 8, 8)
-    assert load_data(f"npz:{archive}", image_size=16, rgb=True).train[0][0].shape == (3, 16, 16)
+    assert load_data(f"npz:{archive}", preprocessing=Preprocessing(16, rgb=True)).train[0][0].shape == (
+        3,
+        16,
+        16,
+    )
 
 
 def test_folders(folder: Path) -> None:
-    data = load_data(f"folder:{folder}", image_size=10)
+    data = load_data(f"folder:{folder}", preprocessing=Preprocessing(10))
     assert lengths(data) == [12, 12, 12]
     assert data.train[0][0].shape == (3, 10, 10)
-    flat = load_data(f"folder:{folder / 'train'}", image_size=10)
+    flat = load_data(f"folder:{folder / 'train'}", preprocessing=Preprocessing(10))
     assert lengths(flat) == [8, 2, 2]
 
 

@@ -1,0 +1,103 @@
+"""From an image to what a model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from .errors import AnalysisError
+
+__all__ = ["Preprocessing", "own_preprocessing"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images become float32 tensors (C, H, W); by default the image in 0..1 and nothing else.
+
+    Attributes:
+        size: pixels of a square centre crop; None keeps the image as it is.
+        resize: pixels that the short side has before the crop; by default `size`.
+        rgb: give grey images three channels.
+        mean: per channel, of values in 0..1, taken off.
+        std: per channel, by which the rest is divided.
+        interpolation: how images are resized.
+    """
+
+    size: int | None = None
+    resize: int | None = None
+    rgb: bool = False
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std):
+            raise AnalysisError(
+                f"there are {len(self.mean)} means and {len(self.std)} standard deviations; give one of each "
+                "per channel."
+            )
+        if not all(self.std):
+            raise AnalysisError("a standard deviation is 0; images are divided by it.")
+        if self.size is not None and not 1 <= self.size <= (self.resize or self.size):
+            raise AnalysisError(
+                f"images cannot be resized to {self.resize} and cut to {self.size} pixels; resize to at "
+                "least the size of the crop."
+            )
+
+    def transform(self) -> Callable[[Any], torch.Tensor]:
+        """The function from a PIL image or an array (H, W) or (H, W, C) to a tensor."""
+        from torchvision.transforms import InterpolationMode, v2
+
+        steps: list[Any] = [v2.ToImage()]
+        if self.rgb:
+            steps.append(v2.RGB())
+        if self.resize or self.size:
+            mode = InterpolationMode(self.interpolation)
+            steps.append(v2.Resize(self.resize or self.size, mode, antialias=True))
+        if self.size:
+            steps.append(v2.CenterCrop(self.size))
+        steps.append(v2.ToDtype(torch.float32, scale=True))
+        if self.mean:
+            steps.append(v2.Normalize(self.mean, self.std))
+        transform: Callable[[Any], torch.Tensor] = v2.Compose([*steps, v2.ToPureTensor()])
+        return transform
+
+
+def own_preprocessing(name: str, model: nn.Module) -> Preprocessing:
+    """What the published weights of `torchvision:NAME` or `timm:NAME` were trained with.
+
+    A model of the user's own, and one without published weights, gets the plain `Preprocessing()`.
+    """
+    source, _, rest = name.partition(":")
+    if source == "timm":
+        from timm.data import resolve_model_data_config
+
+        config = resolve_model_data_config(model)
+        size = int(config["input_size"][-1])
+        return Preprocessing(
+            size=size,
+            resize=int(size / config["crop_pct"]),
+            rgb=config["input_size"][0] == 3,
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+            interpolation="bicubic" if config["interpolation"] == "bicubic" else "bilinear",
+        )
+    if source == "torchvision":
+        from torchvision.models import get_model_weights
+
+        published = list(get_model_weights(rest))
+        if published:
+            preset = published[-1].transforms()
+            return Preprocessing(
+                size=preset.crop_size[0],
+                resize=preset.resize_size[0],
+                rgb=True,
+                mean=tuple(preset.mean),
+                std=tuple(preset.std),
+                interpolation="bicubic" if preset.interpolation.value == "bicubic" else "bilinear",
+            )
+    return Preprocessing()
