@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
 
@@ -28,10 +25,10 @@ from hessian import (
 )
 
 from .curvature_figures import best_decreases, best_steps, eigenvalues_over_training, parameter_shares
-from .errors import AnalysisError
-from .files import write_atomically
 from .preprocessing import Preprocessing
-from .runs import Run, read_config
+from .processes import join_processes
+from .runs import Run
+from .snapshots import chosen_snapshots, keep_to_settings, training_config
 from .sources import find_device, load_data, load_model
 from .spectra import load_shares
 from .weights import load_weights
@@ -93,16 +90,16 @@ def measure_hessian(
         KeyboardInterrupt: after Ctrl-C, when what was found has been kept.
     """
     path = Path(path)
-    config = read_config(path)
-    if "model" not in config or "data" not in config:
-        raise AnalysisError(f"{str(path)!r} is no run of thermoscope train; give the folder of one to --run.")
+    config = training_config(path)
     team = _team(settings.device)
     if team is not None and team.rank > 0:
         with team.lead(_Job(config, settings, progress, team).loss):
             return {}
     with Run(path) as run:
-        snapshots = _chosen(run, settings)
-        _refuse_other_settings(path, settings)
+        snapshots = chosen_snapshots(run, settings.steps)
+        folder = path / "spectra"
+        begun = any(folder.glob("step_*.npz"))
+        keep_to_settings(folder / "settings.json", settings, begun=begun, free=("steps", "device"))
         job = _Job(config, settings, progress, team)
         done = {step for step, spectrum in run.spectra().items() if not spectrum.interrupted}
         start: Spectrum | None = None
@@ -181,12 +178,7 @@ def _stayed(before: Spectrum, now: Spectrum) -> dict[str, float]:
 
 
 def _team(device: str) -> Team | None:
-    """The processes that `torchrun` started."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return None
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    return Team()
+    return None if join_processes(device) is None else Team()
 
 
 def _shares(batches: list[Any], team: Team) -> list[Any]:
@@ -198,41 +190,6 @@ def _shares(batches: list[Any], team: Team) -> list[Any]:
 def _named(spectrum: Spectrum, count: int) -> list[tuple[str, Eigenpair]]:
     ends = (("LA", spectrum.largest), ("SA", spectrum.smallest))
     return [(f"{end} {i}", pair) for end, pairs in ends for i, pair in enumerate(pairs[:count], start=1)]
-
-
-def _chosen(run: Run, settings: HessianSettings) -> dict[int, Path]:
-    snapshots = run.snapshots()
-    if not snapshots:
-        raise AnalysisError(
-            f"{str(run.path)!r} has no snapshots; train with --snapshots log:20, say, to have some."
-        )
-    missing = [step for step in settings.steps if step not in snapshots]
-    if missing:
-        raise AnalysisError(
-            f"{str(run.path)!r} has no snapshot of step {missing[0]}; there are "
-            f"{', '.join(map(str, snapshots))}."
-        )
-    return {step: snapshots[step] for step in settings.steps or snapshots}
-
-
-def _refuse_other_settings(path: Path, settings: HessianSettings) -> None:
-    """One set of spectra per run, so that they compare."""
-    file = path / "spectra" / "settings.json"
-    now = {k: v for k, v in json.loads(json.dumps(asdict(settings))).items() if k not in ("steps", "device")}
-    if not any(file.parent.glob("step_*.npz")):
-        write_atomically(file, (json.dumps(now, indent=2) + "\n").encode())
-        return
-    try:
-        before = dict(json.loads(file.read_text()))
-    except (OSError, ValueError) as error:
-        raise AnalysisError(f"{str(file)!r} is damaged; delete the folder to start anew.") from error
-    changed = [key for key, value in now.items() if before.get(key) != value]
-    if changed:
-        key = changed[0]
-        raise AnalysisError(
-            f"the spectra in {str(file.parent)!r} were made with {key}={before.get(key)!r}, not "
-            f"{now[key]!r}; keep to that, or delete that folder to start anew."
-        )
 
 
 def _draw(run: Run) -> None:

@@ -74,7 +74,7 @@ def own_preprocessing(name: str, model: nn.Module) -> Preprocessing:
     """
     source, _, rest = name.partition(":")
     if source == "timm":
-        from timm.data import resolve_model_data_config
+        from timm.data.config import resolve_model_data_config
 
         config = resolve_model_data_config(model)
         size = int(config["input_size"][-1])

@@ -10,7 +10,7 @@ import pandas as pd
 from hessian import LineSearch, Spectrum
 from probes import ProbeResult
 
-__all__ = ["curvature", "frame", "history", "side_by_side"]
+__all__ = ["by_step", "curvature", "frame", "history", "side_by_side"]
 
 
 def frame(result: ProbeResult) -> pd.DataFrame:
@@ -37,6 +37,16 @@ def side_by_side(results: Mapping[str, ProbeResult], target: str | None = None) 
     table = pd.DataFrame(columns).reindex(list(layers))
     table.insert(0, "features", pd.Series({r.layer: f"{r.features} ({r.reduction})" for r in first}))
     return table.rename_axis("layer").fillna("")
+
+
+def by_step(results: Mapping[int, ProbeResult], target: str | None = None) -> pd.DataFrame:
+    """Prediction error in percent, one row per layer and a column per training step."""
+    columns = {
+        f"{step:,}": {r.layer: 100 * r.error for r in result.of(target or result.readings[0].target).readings}
+        for step, result in sorted(results.items())
+    }
+    layers = dict.fromkeys(layer for column in reversed(columns.values()) for layer in column)
+    return pd.DataFrame(columns).reindex(list(layers)).rename_axis("layer")
 
 
 def curvature(

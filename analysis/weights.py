@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 from .errors import AnalysisError
 from .sources import load_model
 
-__all__ = ["load_pretrained", "load_weights", "read_weights"]
+__all__ = ["load_checkpoint_of", "load_published", "load_weights", "read_weights"]
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 _PREFIXES = ("module.", "_orig_mod.")  # of DDP and torch.compile
@@ -58,7 +59,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     _load(model, read_weights(path), path)
 
 
-def load_pretrained(name: str, path: str | Path, num_classes: int) -> nn.Module:
+def load_checkpoint_of(name: str, path: str | Path, num_classes: int) -> nn.Module:
     """Build a model by name (see `load_model`) with a checkpoint's weights and number of classes.
 
     Args:
@@ -77,6 +78,42 @@ def load_pretrained(name: str, path: str | Path, num_classes: int) -> nn.Module:
     if len(found) == 1:
         model = load_model(name, int(found.pop()))
     _load(model, weights, path)
+    return model
+
+
+def load_published(name: str) -> nn.Module:
+    """Build `torchvision:NAME` or `timm:NAME` with the weights that are published with it.
+
+    Raises:
+        AnalysisError: if there are none, or if they cannot be fetched: then it says which file to bring.
+    """
+    source, _, rest = name.partition(":")
+    if source not in ("torchvision", "timm"):
+        raise AnalysisError(f"no weights are published with {name!r}; pass a file with --checkpoint FILE.")
+    load_model(name, 10)  # refuses an unknown name
+    if source == "torchvision":
+        from torchvision.models import get_model, get_model_weights
+
+        published = list(get_model_weights(rest))
+        file = Path(published[-1].url).name if published else None
+        build = partial(get_model, rest, weights="DEFAULT")
+    else:
+        import timm
+
+        config = timm.get_pretrained_cfg(rest)
+        file = None
+        if config is not None and config.has_weights:
+            file = f"model.safetensors of {config.hf_hub_id or rest}"
+        build = partial(timm.create_model, rest, pretrained=True)
+    if file is None:
+        raise AnalysisError(f"no weights are published with {name!r}; pass a file with --checkpoint FILE.")
+    try:
+        model: nn.Module = build()
+    except Exception as error:  # the fetching libraries raise many kinds
+        raise AnalysisError(
+            f"the published weights of {name!r} cannot be fetched here; bring the file {file} and pass it "
+            "with --checkpoint FILE."
+        ) from error
     return model
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from analysis import AnalysisError
-from analysis.weights import load_pretrained, load_weights, read_weights
+from analysis.weights import load_checkpoint_of, load_published, load_weights, read_weights
 
 MODEL = "tests.analysis.small:model"
 
@@ -72,8 +72,8 @@ def test_half_precision_is_loaded_into_the_models_own(tmp_path: Path) -> None:
 def test_a_checkpoint_brings_its_number_of_classes(tmp_path: Path) -> None:
     source = trained(num_classes=7)
     torch.save(source.state_dict(), tmp_path / "w.pt")
-    assert_same(load_pretrained(MODEL, tmp_path / "w.pt", 3), source)
-    assert_same(load_pretrained(MODEL, tmp_path / "w.pt", 7), source)
+    assert_same(load_checkpoint_of(MODEL, tmp_path / "w.pt", 3), source)
+    assert_same(load_checkpoint_of(MODEL, tmp_path / "w.pt", 7), source)
 
 
 def test_nothing_is_executed(tmp_path: Path) -> None:
@@ -125,3 +125,29 @@ def test_what_is_no_state_dict_says_what_it_is(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "loss": 0.1}, tmp_path / "w.pt")
     with pytest.raises(AnalysisError, match=r"holds no state_dict \(its keys: epoch, loss\)"):
         read_weights(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("torchvision:resnet18", "resnet18-f37072fd.pth"),
+        ("timm:vit_tiny_patch16_224", "model.safetensors of timm/"),
+    ],
+)
+def test_published_weights_that_cannot_be_fetched(
+    name: str, file: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", refuse)
+    with pytest.raises(AnalysisError, match=rf"bring the file {file}.* and pass it with --checkpoint FILE"):
+        load_published(name)
+
+
+@pytest.mark.parametrize("name", ["tests.analysis.small:model", "timm:test_resnet_no_such"])
+def test_models_without_published_weights(name: str) -> None:
+    with pytest.raises(AnalysisError):
+        load_published(name)
