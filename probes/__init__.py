@@ -15,6 +15,8 @@ from .probe_set import ProbeSet
 from .reduction import Auto, Flatten, Pool, Positions, Project, Reduction, Subset, Token, parse_reduction
 from .results import ProbeResult, Reading, Reference
 from .selection import HookPoint, Pattern, Selection
+from .store import FeatureStore
+from .store_extract import Estimate
 from .streams import preserved_random_state, random_subset
 from .survey import hook_points
 from .targets import Classification, MultiLabel, Regression, Target
@@ -22,6 +24,8 @@ from .targets import Classification, MultiLabel, Regression, Target
 __all__ = [
     "Auto",
     "Classification",
+    "Estimate",
+    "FeatureStore",
     "Flatten",
     "HookPoint",
     "MultiLabel",

@@ -13,7 +13,17 @@ from torch.nn.utils.rnn import PackedSequence
 from .errors import ProbeError
 from .streams import preserved_random_state
 
-__all__ = ["Forward", "default_forward", "device_of", "held_fixed", "logits_of", "to_device", "unwrap"]
+__all__ = [
+    "Forward",
+    "default_forward",
+    "device_of",
+    "held_fixed",
+    "label_key",
+    "logits_of",
+    "tensors_in",
+    "to_device",
+    "unwrap",
+]
 
 Forward: TypeAlias = Callable[[nn.Module, Any], tuple[Any, Any]]
 _LABEL_KEYS = ("labels", "label", "y", "targets", "target")
@@ -41,16 +51,22 @@ def default_forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
     Raises:
         ProbeError: for a batch of another form, which needs a `forward` function.
     """
+    key = label_key(batch)
+    if key is None:
+        raise ProbeError(
+            "batches are neither (x, y) nor dicts with labels; pass "
+            "forward=lambda model, batch: (output, labels)."
+        )
     if isinstance(batch, Mapping):
-        key = next((k for k in _LABEL_KEYS if k in batch), None)
-        if key is not None:
-            return model(**{k: v for k, v in batch.items() if k != key}), batch[key]
-    elif isinstance(batch, Sequence) and len(batch) >= 2:
-        return model(batch[0]), batch[1]
-    raise ProbeError(
-        "batches are neither (x, y) nor dicts with labels; pass "
-        "forward=lambda model, batch: (output, labels)."
-    )
+        return model(**{k: v for k, v in batch.items() if k != key}), batch[key]
+    return model(batch[0]), batch[key]
+
+
+def label_key(batch: Any) -> Any:
+    """Where in a batch its labels are, if it has one of the forms that `default_forward` knows."""
+    if isinstance(batch, Mapping):
+        return next((k for k in _LABEL_KEYS if k in batch), None)
+    return 1 if isinstance(batch, Sequence) and len(batch) >= 2 else None
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -81,6 +97,15 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, (tuple, list)):
         return [to_device(value, device) for value in batch]
     return batch
+
+
+def tensors_in(batch: Any) -> Iterator[torch.Tensor]:
+    """The tensors in a nest of tuples and mappings."""
+    if isinstance(batch, torch.Tensor):
+        yield batch
+    elif isinstance(batch, (Mapping, tuple, list)):
+        for item in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from tensors_in(item)
 
 
 def logits_of(output: Any) -> torch.Tensor | None:

@@ -17,10 +17,14 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from .errors import ProbeError
 from .selection import INPUT, OUTPUT, HookPoint, Selection, nearest, no_such_layer
 
-__all__ = ["Receiver", "Taps"]
+__all__ = ["ForwardStopped", "Receiver", "Taps"]
 
 # Python's operators reach torch under these names; torchvision's node names are those of `operator`.
 _OPERATOR_NAMES = {"rsub": "sub", "rdiv": "truediv", "div": "truediv", "rpow": "pow", "remainder": "mod"}
+
+
+class ForwardStopped(Exception):
+    """Everything that was wanted of this forward has been read, so the rest of it need not run."""
 
 
 class Receiver(Protocol):
@@ -45,11 +49,15 @@ class Taps:
     tracing is needed and functions inside other modules go their usual way.
 
     Errors that concern the user are kept in `error` rather than raised in the midst of their forward.
+
+    With `stop_after`, a forward ends with `ForwardStopped` as soon as so many points were handed over. For
+    the receiver it then came to its end.
     """
 
     def __init__(self, model: nn.Module, selection: Selection, receiver: Receiver):
         selection.check(model)
         self.error: ProbeError | None = None
+        self.stop_after: int | None = None
         self.order: list[str] = []  # names of the points of the last complete forward, in execution order
         self._model, self._selection, self._receiver = model, selection, receiver
         self._paths = {id(module): path for path, module in model.named_modules()}
@@ -140,7 +148,7 @@ class Taps:
         if self._frames:
             self._frames[-1].resume()
             return
-        complete, self._live = self._complete, False
+        complete, self._live = self._complete or self._has_enough(), False
         if complete:
             self.order = self._order
             self._prune()
@@ -174,8 +182,13 @@ class Taps:
                 with torch._C.DisableTorchFunction():  # hidden from other modes, such as other taps'
                     self._receiver.receive(point, value)
                 self._order.append(point.name)
+                if self._has_enough() and point.name != OUTPUT:  # which the forward has at its end
+                    raise ForwardStopped
             except ProbeError as error:
                 self.error = error
+
+    def _has_enough(self) -> bool:
+        return self.stop_after is not None and len(self._order) >= self.stop_after and self.error is None
 
     def _numbered(self, base: str) -> str:
         count = self._calls[base]

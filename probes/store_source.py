@@ -1,0 +1,179 @@
+"""The source of a feature store: the numbered batches of a loader, the same in every pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from .digests import Digests, input_digests
+from .errors import ProbeError
+from .host import label_key, tensors_in
+
+__all__ = ["Source"]
+
+_SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+
+
+class Source:
+    """Batches by number.
+
+    A `DataLoader` over a data set with a length loads only the batches that are asked for. Anything else that
+    can be iterated again and again is gone through from its beginning, and once more at first to count.
+
+    Raises:
+        ProbeError: for a loader that shuffles, or gives each process its own part.
+    """
+
+    def __init__(self, loader: Iterable[Any]):
+        sampler = getattr(loader, "sampler", None)
+        inner = getattr(getattr(loader, "batch_sampler", None), "sampler", sampler)
+        for candidate in (sampler, inner):
+            if isinstance(candidate, _SHUFFLING):
+                raise ProbeError(
+                    "the loader shuffles, and a feature store needs the same rows in the same order in every "
+                    "pass; pass a DataLoader with shuffle=False."
+                )
+            if isinstance(candidate, DistributedSampler):
+                raise ProbeError(
+                    "the loader has a DistributedSampler, but the processes divide the batches among "
+                    "themselves; pass every process the same loader over all the data, without a sampler."
+                )
+        if isinstance(loader, Iterator):
+            raise ProbeError(
+                "the loader can be gone through only once; pass one that can be iterated again and again, "
+                "such as a list or a DataLoader."
+            )
+        self._loader = loader
+        self._sliced = _sliceable(loader)
+
+    @property
+    def is_counted_quickly(self) -> bool:
+        """Whether the sizes are known without loading the data."""
+        return self._sliced is not None or "sizes" in vars(self)
+
+    @cached_property
+    def sizes(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Rows of each batch."""
+        if self._sliced is not None:
+            counts = [len(indices) for indices in self._sliced.batch_sampler]  # type: ignore[union-attr]
+        else:
+            counts = [rows_of(batch) for batch in self._loader]
+        if not sum(counts):
+            raise ProbeError("the loader gave no batch, so there are no features to extract.")
+        return np.array(counts, dtype=np.int64)
+
+    def first(self) -> tuple[Any, Digests]:
+        """The first batch and the digests of its rows.
+
+        Raises:
+            ProbeError: if it is another one the second time.
+        """
+        found = []
+        for _ in range(2):
+            batch = next(self._iterate([0]), None)
+            if batch is None:
+                raise ProbeError(
+                    "the loader gave no batch; pass one with data that can be iterated again and again, such "
+                    "as a list or a DataLoader."
+                )
+            rows = rows_of(batch[1]) if self._sliced is None else int(self.sizes[0])
+            found.append((batch[1], input_digests(batch[1], rows)))
+        if not np.array_equal(found[0][1], found[1][1]):
+            raise ProbeError(
+                "the loader gives other values on a second pass; switch off its shuffling and augmentation."
+            )
+        return found[0]
+
+    def batches(self, wanted: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        """The batches with these ascending numbers.
+
+        Raises:
+            ProbeError: if there are fewer than there were.
+        """
+        given = 0
+        for number, batch in self._iterate(wanted):
+            given += 1
+            yield number, batch
+        if given < len(wanted):
+            raise ProbeError(
+                f"the loader ended before batch {wanted[given]} of {len(self.sizes)}; pass one that gives "
+                "the same batches in every pass."
+            )
+
+    def _iterate(self, wanted: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        if self._sliced is not None:
+            yield from zip(wanted, _slice(self._sliced, wanted), strict=False)
+            return
+        remaining = iter(wanted)
+        target = next(remaining, None)
+        for number, batch in enumerate(self._loader):
+            if target is None:
+                return
+            if number == target:
+                yield number, batch
+                target = next(remaining, None)
+
+
+def rows_of(batch: Any) -> int:
+    """Examples in a batch: of its labels if it has some in the usual place, else of its first tensor."""
+    key = label_key(batch)
+    if key is not None and hasattr(batch[key], "__len__"):
+        return len(batch[key])
+    return next((len(t) for t in tensors_in(batch) if t.ndim), 0)
+
+
+def _sliceable(loader: Iterable[Any]) -> DataLoader[Any] | None:
+    """The loader, if another one over some of its batches gives what it gives."""
+    if type(loader) is not DataLoader or isinstance(loader.dataset, IterableDataset):
+        return None
+    return loader if loader.batch_sampler is not None else None
+
+
+class _SomeBatches:
+    """The index lists of some batches."""
+
+    def __init__(self, batches: Iterable[Sequence[Any]], wanted: Sequence[int]):
+        self._batches, self._wanted = batches, wanted
+
+    def __iter__(self) -> Iterator[Sequence[Any]]:
+        remaining = iter(self._wanted)
+        target = next(remaining, None)
+        for number, indices in enumerate(self._batches):
+            if target is None:
+                return
+            if number == target:
+                yield indices
+                target = next(remaining, None)
+
+
+def _slice(loader: DataLoader[Any], wanted: Sequence[int]) -> DataLoader[Any]:
+    workers = min(loader.num_workers, len(wanted))
+    options: dict[str, Any] = {}
+    if workers:
+        options = {
+            "timeout": loader.timeout,
+            "worker_init_fn": loader.worker_init_fn,
+            "multiprocessing_context": loader.multiprocessing_context,
+            "prefetch_factor": loader.prefetch_factor,
+        }
+    assert loader.batch_sampler is not None
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=_SomeBatches(loader.batch_sampler, wanted),  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        generator=loader.generator,
+        **options,
+    )

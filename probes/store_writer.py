@@ -1,0 +1,233 @@
+"""The writer: a thread that puts features on disk while the model computes the next ones, and keeps count.
+
+What is done is noted in a file with a record per batch: the digests of its rows in each column, and a check
+of the record itself. A record is written only when its batch is on the disk, so whatever happens, a batch
+with a valid record is there. Processes write records of different batches and need not know of each other.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .digests import Digests, array_digest, mixed
+from .errors import ProbeError
+from .store_columns import Column
+from .store_records import readable_errors
+
+__all__ = ["Progress", "Stored", "Writer"]
+
+_INTERVAL = 2.0  # seconds after which what was written is flushed and noted
+_PATIENCE = 10.0  # or after this many times what that takes
+_WAITING = 2  # batches that may wait to be written
+
+
+class Progress:
+    """Which batches are done, in a file of uint64 words (batches, columns + 1)."""
+
+    def __init__(self, path: Path, batches: int, columns: int):
+        self.path, self._shape = path, (batches, columns + 1)
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is such a file."""
+        return self.path.exists()
+
+    def create(self) -> None:
+        """Begin with nothing done."""
+        temporary = self.path.with_name(f".{self.path.name}.partial")
+        with temporary.open("wb") as file:
+            file.truncate(8 * self._shape[0] * self._shape[1])
+        temporary.replace(self.path)
+
+    def digests(self) -> dict[int, Digests]:
+        """The digests (columns,) of each batch that is done.
+
+        Raises:
+            ProbeError: if the file is not of this shape.
+        """
+        words = np.fromfile(self.path, np.uint64)
+        if words.size != self._shape[0] * self._shape[1]:
+            raise ProbeError(
+                f"{self.path} is damaged; delete the folder {self.path.parent} and extract again."
+            )
+        words = words.reshape(self._shape)
+        checks = _check(np.arange(len(words)), words[:, :-1])
+        return {int(i): words[i, :-1] for i in np.flatnonzero(checks == words[:, -1])}
+
+    def note(self, done: dict[int, Digests]) -> None:
+        """Add batches, whose rows must be on the disk."""
+        with self.path.open("r+b", buffering=0) as file:
+            for number, digests in done.items():
+                words = np.append(digests, _check(np.array([number]), digests[None]))
+                os.pwrite(file.fileno(), words.tobytes(), number * words.nbytes)
+            os.fsync(file.fileno())
+
+
+def _check(numbers: npt.NDArray[np.int64], digests: Digests) -> Digests:
+    check = mixed(numbers.astype(np.uint64) + np.uint64(1))
+    for column in digests.T:
+        check = mixed(check + column)
+    return check
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A column that is complete: what would be written is compared with it instead."""
+
+    array: npt.NDArray[Any]
+    what: str
+    store: Path
+
+    def compare(self, first: int, block: npt.NDArray[Any]) -> None:
+        """Refuse rows, from number `first` on, that differ.
+
+        Raises:
+            ProbeError: naming the first of them.
+        """
+        own = self.array[first : first + len(block)]
+        if own.shape != block.shape:
+            raise ProbeError(
+                f"the {self.what} have shape {block.shape[1:]} per row, in the store {self.store} "
+                f"{self.array.shape[1:]}; it belongs to other data, so choose another folder."
+            )
+        same = (own == block).reshape(len(block), -1).all(1)
+        if not same.all():
+            raise ProbeError(
+                f"the {self.what} of row {first + int(np.argmin(same))} differ from those in the store "
+                f"{self.store}: it belongs to other data, so choose another folder; or the loader shuffles "
+                "or augments, so switch that off."
+            )
+
+
+Block: TypeAlias = "npt.NDArray[Any] | torch.Tensor"
+Part: TypeAlias = "tuple[int, int, list[Block], torch.cuda.Event | None]"
+
+
+class Writer:
+    """A context in which rows go to disk; on leaving, all that was put is there and noted.
+
+    Args:
+        columns: what is written, in the order of `progress`: the data's, unless they are stored, and the
+        layers.
+        layers: names of the layers.
+        stored: the data's columns, if they are complete.
+        progress: where to note what is done.
+    """
+
+    def __init__(
+        self,
+        columns: Sequence[Column],
+        layers: Sequence[str],
+        stored: Sequence[Stored],
+        progress: Progress,
+    ):
+        self._columns, self._layers, self._stored, self._progress = columns, layers, stored, progress
+        self._queue: queue.Queue[Part | None] = queue.Queue(_WAITING)
+        self._error: BaseException | None = None
+        self._unnoted: dict[int, Digests] = {}
+        self._due = time.monotonic() + _INTERVAL
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> Writer:
+        self._files = [os.open(column.path, os.O_RDWR) for column in self._columns]
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        for file in self._files:
+            os.close(file)
+        if self._error is not None and kind is None:
+            raise self._error
+
+    def put(self, number: int, first: int, data: Sequence[Block], layers: Sequence[Block]) -> None:
+        """Write batch `number`, whose first row is row `first`, or compare its data with what is stored.
+
+        Raises:
+            ProbeError: if an earlier batch could not be written, or must not.
+        """
+        if self._error is not None:
+            raise self._error
+        blocks = [*data, *layers]
+        is_cuda = any(isinstance(block, torch.Tensor) and block.is_cuda for block in blocks)
+        on_host = [_to_host(block) for block in blocks]
+        copied = torch.cuda.current_stream().record_event() if is_cuda else None
+        self._queue.put((number, first, on_host, copied))
+
+    def _work(self) -> None:
+        while (part := self._queue.get()) is not None:
+            if self._error is None:
+                self._attempt(part)
+        self._attempt(None)
+
+    def _attempt(self, part: Part | None) -> None:
+        """Write a part, and note what is done if it is time or there is none."""
+        try:
+            if part is not None:
+                self._write(*part)
+            if part is None or time.monotonic() >= self._due:
+                self._note()
+        except BaseException as error:
+            self._error = self._error or error
+
+    def _write(self, number: int, first: int, blocks: list[Block], copied: torch.cuda.Event | None) -> None:
+        if copied is not None:
+            copied.synchronize()
+        arrays = [b.numpy() if isinstance(b, torch.Tensor) else b for b in blocks]
+        for stored in self._stored:
+            stored.compare(first, arrays.pop(0))
+        for name, block in zip(self._layers, arrays[-len(self._layers) :], strict=True):
+            _require_finite(name, first, block)
+        digests = np.empty(len(self._columns), np.uint64)
+        for i, (column, file) in enumerate(zip(self._columns, self._files, strict=True)):
+            with readable_errors(column.path):
+                column.write(file, first, arrays[i])
+            digests[i] = array_digest(arrays[i], first)
+        self._unnoted[number] = digests
+
+    def _note(self) -> None:
+        if not self._unnoted:
+            return
+        begin = time.monotonic()
+        with readable_errors(self._progress.path):
+            for file in self._files:
+                os.fsync(file)
+            self._progress.note(self._unnoted)
+        self._unnoted = {}
+        end = time.monotonic()
+        self._due = end + max(_INTERVAL, _PATIENCE * (end - begin))
+
+
+def _to_host(block: Block) -> Block:
+    if not isinstance(block, torch.Tensor) or not block.is_cuda:
+        return block
+    pinned = torch.empty(block.shape, dtype=block.dtype, pin_memory=True)
+    return pinned.copy_(block, non_blocking=True)  # the computation goes on
+
+
+def _require_finite(name: str, first: int, block: npt.NDArray[Any]) -> None:
+    if np.isfinite(block).all():
+        return
+    bad = ~np.isfinite(block).all(1)
+    row = first + int(np.argmax(bad))
+    if block.dtype == np.float16 and not np.isnan(block).any():
+        raise ProbeError(
+            f"layer {name!r} has numbers beyond float16's {np.finfo(np.float16).max:.0f} in row {row}; use "
+            "dtype='float32'."
+        )
+    raise ProbeError(
+        f"layer {name!r} gives NaN or infinite features for row {row}; look at that example and at the "
+        "weights, or leave the layer out."
+    )
