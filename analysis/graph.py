@@ -66,6 +66,7 @@ def model_graph(model: nn.Module, run: Callable[[nn.Module], Any], probed: Seque
 
     Raises:
         ProbeError: for a probed name that does not exist or that the forward does not run.
+        AnalysisError: if `run` does not call the model.
     """
     model = unwrap(model)
     with _left_as_it_was(model):
@@ -104,8 +105,10 @@ class _Draft:
         shown: dict[Call, Call] = {}
         for call in calls:
             shown[call] = _shown(call, opened, named)
-            if call.relays and call in opened and call is not calls[-1] and not self._is_probed(call):
-                (shown[call],) = (shown[source] for source in call.sources)
+            sources = [shown[source] for source in call.sources if source in shown]
+            may_go = call in opened and call is not calls[-1] and not self._is_probed(call)
+            if call.relays and sources and may_go:
+                shown[call] = sources[0]
         self._parts: dict[Call, list[Call]] = {call: [] for call in calls if shown[call] is call}
         self._sources: dict[Call, list[Call]] = {call: [] for call in self._parts}
         for call in calls:

@@ -115,7 +115,7 @@ def _box(node: GraphNode, style: Style) -> tuple[float, float]:
 
 
 def _label(node: GraphNode) -> list[str]:
-    """Of a probed node the name, broken at dots; of another the last part without its number."""
+    """Of a probed node the name, broken at dots; of another the last part that is no mere number."""
     if node.probed:
         lines = [""]
         for part in re.findall(r"[^.:]+[.:]?", node.name):
@@ -123,7 +123,8 @@ def _label(node: GraphNode) -> list[str]:
                 lines.append("")
             lines[-1] += part
         return lines
-    leaf = re.sub(r"_\d+[a-z]?$", "", node.name.rpartition(".")[2])
+    own = re.sub(r"^.*\.(?=[^\d.])", "", node.name)  # from the last part on that does not begin with a digit
+    leaf = re.sub(r"_\d+[a-z]?$", "", own)  # as in `relu_1` or `branch3x3_2a`
     return [_SYMBOLS.get(leaf, leaf)]
 
 

@@ -130,9 +130,8 @@ class _Row:
         drawing.node_attr.update(shape="box", fixedsize=True, label="")
         drawing.edge_attr.update(dir="none", tailport="e", headport="w")
         ghosts = [name for name in (_FROM, _TO) if any(name in edge for edge in edges)]
-        keys = {
-            name: str(i) for i, name in enumerate([*ghosts, *names])
-        }  # names may have colons: ports to dot
+        # Not by their names: what stands behind a colon would be a port.
+        keys = {name: str(i) for i, name in enumerate([*ghosts, *names])}
         for name, key in keys.items():
             width, height = sizes.get(name, (_GHOST, _GHOST))
             drawing.add_node(key, width=width, height=height)

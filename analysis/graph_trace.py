@@ -15,6 +15,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from probes import HookPoint, Selection
 from probes.taps import Taps
 
+from .errors import AnalysisError
+
 __all__ = ["Call", "trace"]
 
 
@@ -48,11 +50,14 @@ def trace(model: nn.Module, run: Callable[[nn.Module], Any], probed: Sequence[st
 
     Raises:
         ProbeError: for a probed name that does not exist or did not run.
+        AnalysisError: if the model did not run.
     """
     recorder = _Recorder(model, probed)
     try:
         with recorder.results, recorder.flow:
             run(model)
+        if not recorder.calls:
+            raise AnalysisError("`run` did not call the model; pass one like lambda model: model(x).")
         recorder.taps.require_matches()
     finally:
         recorder.detach()

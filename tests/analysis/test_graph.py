@@ -15,7 +15,7 @@ from torch import nn
 from torch.overrides import _get_current_function_mode
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from analysis import ModelGraph, model_graph
+from analysis import AnalysisError, ModelGraph, model_graph
 from probes import ProbeError, hook_points
 from probes.automatic import automatic_layers
 from tests.probes.models import ConvNet, Tagger, assert_identical, random_streams
@@ -30,6 +30,18 @@ def edges(graph: ModelGraph) -> set[str]:
     return {f"{source} > {target}" for source, target in graph.edges}
 
 
+class Centre(nn.Module):
+    """Subtracts a running mean: a state, by which one call must not seem to feed the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.mean.lerp_(x.mean(0), 0.1)
+        return x - self.mean
+
+
 class Net(nn.Module):
     """Layers `a` to `d` and a ReLU, wired by the function given."""
 
@@ -37,7 +49,7 @@ class Net(nn.Module):
         super().__init__()
         self.a, self.b, self.c, self.d = (nn.Linear(4, 4) for _ in range(4))
         self.relu, self.inplace, self.same = nn.ReLU(), nn.ReLU(inplace=True), nn.Identity()
-        self.norm = nn.BatchNorm1d(4)
+        self.centre = Centre()
         self.wiring = wiring
 
     def forward(self, x: torch.Tensor) -> Any:
@@ -65,10 +77,9 @@ def reused(m: Any, x: torch.Tensor) -> torch.Tensor:
     return m.relu(m.b(m.relu(m.a(x))))
 
 
-def reused_norm(m: Any, x: torch.Tensor) -> torch.Tensor:
-    m.norm.train()
+def reused_state(m: Any, x: torch.Tensor) -> torch.Tensor:
     h = m.a(x)
-    return m.norm(m.b(h)) + m.norm(m.c(h))
+    return m.centre(m.b(h)) + m.centre(m.c(h))
 
 
 def split(m: Any, x: torch.Tensor) -> torch.Tensor:
@@ -120,7 +131,7 @@ CASES: list[tuple[Callable[..., Any], str, set[str]]] = [
     (in_place, "a b add inplace d", {"a > b", "a > add", "b > add", "add > inplace", "inplace > d"}),
     (branches, "a cat d", {"a > b", "a > c", "b > cat", "c > cat", "cat > d"}),
     (reused, "a relu b relu_1", {"a > relu", "relu > b", "b > relu_1"}),
-    (reused_norm, "norm norm_1 add", {"a > norm", "a > norm_1", "norm > add", "norm_1 > add"}),
+    (reused_state, "a centre centre_1 add", {"a > centre", "a > centre_1", "centre > add", "centre_1 > add"}),
     (split, "a chunk relu cat", {"a > chunk", "chunk > relu", "chunk > cat", "relu > cat"}),
     (written_view, "a b view add c", {"input > a", "input > b", "a > view", "a > getitem", "getitem > add",
                                       "b > add", "view > c", "add > c"}),
@@ -330,6 +341,16 @@ def test_a_module_without_features_hides_nothing() -> None:
             return self.b(h * self.mask(h))
 
     assert edges(graph_of(Masked(), torch.randn(2, 4), "a", "b")) == {"a > b"}
+
+
+def test_a_model_that_did_not_run() -> None:
+    with pytest.raises(AnalysisError, match="`run` did not call the model"):
+        model_graph(nn.Linear(4, 4), lambda model: None, ["output"])
+
+
+def test_the_last_of_several_forwards_counts() -> None:
+    graph = model_graph(ConvNet(), lambda m: [m(torch.randn(2, 3, 8, 8)) for _ in range(2)], ["conv1", "fc"])
+    assert edges(graph) == edges(graph_of(ConvNet(), torch.randn(2, 3, 8, 8), "conv1", "fc"))
 
 
 def test_unknown_layer_is_named() -> None:

@@ -77,6 +77,21 @@ def test_colours_are_those_of_the_legend(resnet: ModelGraph, palette: Any) -> No
     assert np.ptp(greys, axis=1).max() == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("Mixed_7b.branch3x3_2a", "branch3x3"),
+        ("layer1.0.add_1", "+"),
+        ("features.1.0", "features.1.0"),
+        ("layer1.0.conv2", "conv2"),
+        ("mul", "×"),
+    ],
+)
+def test_what_is_not_probed_has_a_short_name(name: str, label: str) -> None:
+    figure = graph_figure(ModelGraph((GraphNode(name, "", False, (name,)),), ()))
+    assert texts(figure) == [label]
+
+
 def luminance(colour: Any) -> float:
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
     return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
