@@ -10,25 +10,33 @@ with ProbeSet(model, layers=["layer*.*", "layer1.0.add"], num_classes=1000) as p
 """
 
 from .errors import ProbeError
+from .features import ArrayFeatures, FeatureTable
+from .fit import fit_probes
+from .fit_result import FittedProbes, LinearClassifier, PathPoint
 from .host import default_forward
 from .probe_set import ProbeSet
 from .reduction import Auto, Flatten, Pool, Positions, Project, Reduction, Subset, Token, parse_reduction
 from .results import ProbeResult, Reading, Reference
 from .selection import HookPoint, Pattern, Selection
 from .store import FeatureStore
-from .store_extract import Estimate
+from .store_pass import Estimate
 from .streams import preserved_random_state, random_subset
 from .survey import hook_points
 from .targets import Classification, MultiLabel, Regression, Target
 
 __all__ = [
+    "ArrayFeatures",
     "Auto",
     "Classification",
     "Estimate",
     "FeatureStore",
+    "FeatureTable",
+    "FittedProbes",
     "Flatten",
     "HookPoint",
+    "LinearClassifier",
     "MultiLabel",
+    "PathPoint",
     "Pattern",
     "Pool",
     "Positions",
@@ -45,6 +53,7 @@ __all__ = [
     "Target",
     "Token",
     "default_forward",
+    "fit_probes",
     "hook_points",
     "parse_reduction",
     "preserved_random_state",

@@ -16,7 +16,8 @@ class Reading:
         target: name of the label set (`"y"` where there is one).
         reduction: how the layer's features were reduced, such as `"avg:1"`.
         features: numbers that the probe reads.
-        lr: the probe's learning rate (the best of a grid on training or validation data, never on this).
+        lr: the probe's learning rate (the best of a grid on training or validation data, never on this);
+            None for a convex fit.
         steps: training steps that the probe has had.
         n: rows that the reading rests on: examples, or positions that have a label.
         loss: mean loss: cross-entropy in nats, or squared error in the labels' units.
@@ -25,13 +26,15 @@ class Reading:
         error_se: its standard error.
         top5_error: fraction of rows whose class is not among the five most probable; None up to 5 classes.
         top5_error_se: its standard error.
+        l2: strength of the regularisation of a convex fit.
+        gap: certified upper bound, in nats, on how far a convex fit's training objective is from its minimum.
     """
 
     layer: str
     target: str
     reduction: str
     features: int
-    lr: float
+    lr: float | None
     steps: int
     n: int
     loss: float
@@ -40,6 +43,8 @@ class Reading:
     error_se: float
     top5_error: float | None
     top5_error_se: float | None
+    l2: float | None = None
+    gap: float | None = None
 
 
 @dataclass(frozen=True)

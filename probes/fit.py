@@ -1,0 +1,109 @@
+"""The convex fit: every layer's probe at its optimum, with a certificate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tqdm import tqdm
+
+from .errors import ProbeError
+from .features import FeatureTable
+from .fit_layer import LayerFit
+from .fit_readings import reading, result
+from .fit_result import FittedProbes
+from .fit_splits import Splits
+from .results import Reading
+
+__all__ = ["fit_probes"]
+
+_PATH = tuple(float(f"{10 ** (-k / 2):.3g}") for k in range(9))  # 1 to 1e-4
+
+
+@torch.no_grad()
+def fit_probes(
+    train: FeatureTable,
+    valid: FeatureTable | None = None,
+    test: FeatureTable | None = None,
+    *,
+    l2: float | Sequence[float] | None = None,
+    tol: float = 1e-6,
+    max_iter: int = 5000,
+    memory: int = 2**32,
+    device: torch.device | str | None = None,
+    start: FittedProbes | None = None,
+    num_classes: int | None = None,
+    progress: bool = True,
+) -> FittedProbes:
+    """Fit a softmax regression to every layer, to a certified optimum.
+
+    The objective is
+
+        F(W, b) = 1/n sum_i CE(y_i, softmax(W z_i + b)) + l2/2 ||W||^2
+
+    with features z standardised by the training rows' mean and standard deviation; the bias is not
+    regularised. It is scikit-learn's `LogisticRegression(C=1 / (l2 * n))` on standardised features.
+
+    Strengths of regularisation are tried from strong to weak, each fit starting from the one before. The one
+    with the least validation loss is kept, and a layer's path ends early when two in a row have not lowered
+    it. Test rows choose nothing. A fit is done when `gap <= tol * F`, where `gap` is an upper bound on
+    F - min F that follows from convexity (see `probes/certificate.py`); where rounding or `max_iter` prevents
+    that, the gap that was reached is reported.
+
+    Args:
+        train: features and labels to fit: a `FeatureStore`, or `ArrayFeatures`.
+        valid: chooses the strength of regularisation; needed for more than one.
+        test: only measured.
+        l2: a strength, or several; 1 to 1e-4 in half decades if not given.
+        tol: relative gap at which a fit is done. Every predicted probability to 1e-4 takes about 1e-10.
+        max_iter: L-BFGS steps for each strength.
+        memory: bytes, half for the float32 rows of a layer (which otherwise are read anew in every pass) and
+            half for the Gram matrix that conditions the problem (which otherwise is made for groups of
+            features). Blocks of rows, about 64 MB, and some fifty copies of the weights come on top. The
+            solution does not depend on it.
+        device: where to compute; a GPU if there is one.
+        start: probes fitted before, say at an earlier snapshot, to begin from where they are closer.
+        num_classes: one more than the largest label of `train` if not given.
+        progress: show a progress bar.
+
+    Raises:
+        ProbeError: for labels out of range, NaN features, or splits that do not fit together.
+    """
+    strengths = _strengths(l2, valid)
+    if not tol > 0:
+        raise ProbeError(f"tol={tol}: a fit ends at a relative gap above zero, such as 1e-6.")
+    splits = Splits.of(train, valid, test, num_classes)
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    readings: dict[str, list[Reading]] = {split: [] for split in splits.tables}
+    classifiers, path = {}, []
+    with tqdm(train.layers, desc="fitting probes", disable=not progress) as layers:
+        for layer in layers:
+            layers.set_postfix_str(layer)
+            fit = LayerFit(splits, layer, memory, where)
+            fit.run(strengths, tol, max_iter, start.classifiers.get(layer) if start else None)
+            for split, table in splits.tables.items():
+                readings[split].append(reading(table, fit.chosen, fit.size, fit.measure(split)))
+            classifiers[layer] = fit.classifier()
+            path += fit.path
+    results = {
+        split: result(split, table, splits.num_classes, readings[split])
+        for split, table in splits.tables.items()
+    }
+    return FittedProbes(results["train"], results.get("valid"), results.get("test"), classifiers, tuple(path))
+
+
+def _strengths(l2: float | Sequence[float] | None, valid: FeatureTable | None) -> list[float]:
+    """From strong to weak."""
+    strengths = sorted(
+        {float(s) for s in ([l2] if isinstance(l2, float | int) else l2 or _PATH)}, reverse=True
+    )
+    if not all(0 < s < float("inf") for s in strengths):
+        raise ProbeError(
+            f"l2={l2}: strengths of regularisation are positive; without any there is no optimum."
+        )
+    if len(strengths) > 1 and valid is None:
+        raise ProbeError(
+            f"choosing among {len(strengths)} strengths of regularisation needs rows that were not fitted: "
+            "give valid=..., or a single strength such as l2=1e-3."
+        )
+    return strengths

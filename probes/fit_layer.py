@@ -1,0 +1,113 @@
+"""One layer's way through the strengths of regularisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+
+import numpy as np
+import torch
+
+from .errors import ProbeError
+from .features import Rows, Scaling
+from .fit_readings import Scores, scores
+from .fit_result import LinearClassifier, PathPoint
+from .fit_splits import Splits
+from .softmax import Softmax
+from .softmax_metric import Gram, Metric
+from .softmax_solver import minimise
+
+__all__ = ["LayerFit"]
+
+_WIDEST = 4096  # features whose Gram matrix conditions a fit
+_GRAM_BYTES = 28  # per entry: the Gram matrix, a Hessian, its factor, and that in float32, with temporaries
+_PATIENCE = 2  # strengths in a row that may fail to lower the validation loss
+
+
+class LayerFit:
+    """Fits one layer along a path, and keeps the best point.
+
+    Attributes:
+        path: the fits so far.
+        chosen: the one with the least validation loss; the last one without validation rows.
+    """
+
+    def __init__(self, splits: Splits, layer: str, memory: int, device: torch.device):
+        self._splits, self.layer, self._device = splits, layer, device
+        matrix = splits.tables["train"][layer]
+        self.size = matrix.shape[1]
+        self._scaling = Scaling.of(matrix, layer)
+        self._widest = max(min(_WIDEST, int((memory / 2 / _GRAM_BYTES) ** 0.5)), 1)
+        self._rows = {"train": self._read("train", memory // 2)}
+        self._y = {name: torch.from_numpy(splits.classes(name)).to(device) for name in splits.tables}
+        self._rows |= {name: self._read(name, 0) for name in splits.tables if name != "train"}
+        self.path: list[PathPoint] = []
+        self.chosen: PathPoint
+        self._theta: torch.Tensor
+
+    def run(
+        self, strengths: Sequence[float], tol: float, max_iter: int, start: LinearClassifier | None
+    ) -> None:
+        """Fit every strength, strong ones first, until the validation loss rises."""
+        problem = Softmax(self._rows["train"], self._y["train"], len(self._splits.present))
+        gram = Gram(self._rows["train"], self._widest)
+        starts = [problem.start()]
+        if start is not None:
+            starts.append(self._take_over(start, starts[0]))
+        best, since = inf, 0
+        for l2 in strengths:
+            values = [problem.evaluate(theta, l2, torch.float32).value for theta in starts]
+            nearest = starts[int(np.argmin(values))]
+            solution = minimise(problem, Metric(problem, gram, l2), l2, nearest, tol, max_iter)
+            starts = [solution.theta, *starts[1:]]
+            valid = self.measure("valid", solution.theta) if "valid" in self._rows else None
+            point = PathPoint(
+                layer=self.layer,
+                l2=l2,
+                objective=solution.value,
+                gap=solution.gap,
+                converged=solution.gap <= tol * solution.value,
+                iterations=solution.iterations,
+                valid_loss=valid.loss[0] if valid else None,
+                valid_error=valid.error[0] if valid else None,
+            )
+            self.path.append(point)
+            since += 1
+            if valid is None or valid.loss[0] < best:
+                self.chosen, self._theta = point, solution.theta
+                best, since = valid.loss[0] if valid else inf, 0
+            if since == _PATIENCE:
+                break
+
+    def measure(self, split: str, theta: torch.Tensor | None = None) -> Scores:
+        """Scores on a split, of the chosen probe if no other is given."""
+        return scores(self._rows[split], self._y[split], self._theta if theta is None else theta)
+
+    def classifier(self) -> LinearClassifier:
+        """The chosen probe, with all classes."""
+        theta = self._theta.cpu().numpy()
+        weight = np.zeros((self._splits.num_classes, self.size))
+        bias = np.full(self._splits.num_classes, -inf)
+        weight[self._splits.present], bias[self._splits.present] = theta[:, :-1], theta[:, -1]
+        return LinearClassifier(weight, bias, self._scaling.mean.numpy(), self._scaling.scale.numpy())
+
+    def _read(self, split: str, memory: int) -> Rows:
+        matrix = self._splits.tables[split][self.layer]
+        if matrix.shape[1] != self.size:
+            raise ProbeError(
+                f"layer {self.layer!r} has {matrix.shape[1]} features in {split} and {self.size} in train; "
+                "extract both with the same reduction."
+            )
+        return Rows(matrix, self._scaling, memory, self._device, self._splits.num_classes)
+
+    def _take_over(self, start: LinearClassifier, empty: torch.Tensor) -> torch.Tensor:
+        """A classifier's weights for standardised features; of classes that it did not know those of `empty`."""
+        if start.weight.shape != (self._splits.num_classes, self.size):
+            raise ProbeError(
+                f"start has {start.weight.shape[0]} classes and {start.weight.shape[1]} features for layer "
+                f"{self.layer!r}, not {self._splits.num_classes} and {self.size}; start from a fit of the "
+                "same layers and labels, or from nothing."
+            )
+        present = self._splits.present
+        theta = torch.from_numpy(np.c_[start.weight[present], start.bias[present]]).to(empty)
+        return torch.where(theta[:, -1:].isfinite(), theta, empty)

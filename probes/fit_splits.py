@@ -1,0 +1,89 @@
+"""Training, validation and test rows that belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import ProbeError
+from .features import FeatureTable
+
+__all__ = ["Splits"]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Feature tables whose labels were found in order.
+
+    Attributes:
+        tables: by name, `"train"` first.
+        num_classes: that the labels number.
+        present: the classes that the training rows have, ascending.
+    """
+
+    tables: Mapping[str, FeatureTable]
+    num_classes: int
+    present: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(
+        cls,
+        train: FeatureTable,
+        valid: FeatureTable | None,
+        test: FeatureTable | None,
+        num_classes: int | None,
+    ) -> Splits:
+        """Check labels and layers.
+
+        Raises:
+            ProbeError: naming the split and what is wrong with it.
+        """
+        given = {"train": train, "valid": valid, "test": test}
+        tables = {name: table for name, table in given.items() if table is not None}
+        for name, table in tables.items():
+            _check_labels(name, table)
+            missing = [layer for layer in train.layers if layer not in table.layers]
+            if missing:
+                raise ProbeError(
+                    f"{name} has no features of layer {missing[0]!r}, which train has; extract them."
+                )
+        num_classes = int(train.labels.max()) + 1 if num_classes is None else num_classes
+        present = np.unique(train.labels)
+        if len(present) < 2:
+            raise ProbeError(
+                f"all rows of train have label {present[0]}; a probe needs at least two classes."
+            )
+        for name, table in tables.items():
+            found = np.unique(table.labels)
+            if found[-1] >= num_classes:
+                raise ProbeError(
+                    f"{name} has label {found[-1]}, which is out of range: with num_classes={num_classes} "
+                    f"labels are 0 to {num_classes - 1}."
+                )
+            unknown = np.setdiff1d(found, present)
+            if len(unknown):
+                raise ProbeError(
+                    f"{name} has rows of class {unknown[0]}, which train has none of, so that their loss is "
+                    "infinite; leave those rows out, or train on rows of every class."
+                )
+        return cls(tables, num_classes, present)
+
+    def classes(self, name: str) -> npt.NDArray[np.int64]:
+        """Labels of a split as positions in `present`."""
+        return np.searchsorted(self.present, self.tables[name].labels)
+
+
+def _check_labels(name: str, table: FeatureTable) -> None:
+    labels = table.labels
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ProbeError(
+            f"the labels of {name} are {labels.dtype} of shape {labels.shape}; a classifier needs one class "
+            "number per row."
+        )
+    if not len(labels):
+        raise ProbeError(f"{name} has no rows.")
+    if labels.min() < 0:
+        raise ProbeError(f"{name} has label {labels.min()}, which is no class number; leave those rows out.")

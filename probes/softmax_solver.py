@@ -1,0 +1,149 @@
+"""L-BFGS for softmax regression, to a certified optimum."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+
+from .softmax import Evaluation, Softmax
+from .softmax_metric import Metric
+
+__all__ = ["Solution", "minimise"]
+
+_MEMORY = 20  # pairs of steps and changes of the gradient
+_NOISE = {torch.float32: 2e-7, torch.float64: 1e-14}  # of an objective, relative
+_STALL = 10  # steps within the noise that have not lowered the gap
+_TRIALS = 20  # of a line search
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Where a fit ended.
+
+    Attributes:
+        theta: [W b], float64, shape (C, size + 1).
+        value: the objective, nats, in float64.
+        gap: an upper bound on its distance to the minimum.
+        iterations: steps taken.
+    """
+
+    theta: torch.Tensor
+    value: float
+    gap: float
+    iterations: int
+
+
+def minimise(
+    problem: Softmax, metric: Metric, l2: float, start: torch.Tensor, tol: float, max_iter: int
+) -> Solution:
+    """Minimise until the certified gap is at most `tol` times the objective.
+
+    L-BFGS (Nocedal & Wright, algorithm 7.5) in the metric's coordinates, with a line search for the Wolfe
+    conditions in the form that rounding does not defeat (Hager & Zhang 2005). Products are of float32 as long
+    as they suffice, then of float64; the returned value and gap are always of float64.
+    """
+    descent = _Descent(problem, metric, l2, start)
+    # Half: the bias may yet move. Below 1e-7 float32 only loses time.
+    descent.run(torch.float32, max(tol / 2, 1e-7), max_iter)
+    at = descent.run(torch.float64, tol, max_iter)
+    return Solution(descent.theta, at.value, at.gap, descent.iterations)
+
+
+class _Descent:
+    """The state of a descent; the curvature that it has gathered outlives a change of precision."""
+
+    def __init__(self, problem: Softmax, metric: Metric, l2: float, start: torch.Tensor):
+        self._problem, self._metric, self._l2 = problem, metric, l2
+        self._pairs: deque[tuple[torch.Tensor, torch.Tensor, float]] = deque(maxlen=_MEMORY)
+        self.theta = start
+        self.iterations = 0
+
+    def run(self, dtype: torch.dtype, tol: float, max_iter: int) -> Evaluation:
+        """Descend until the tolerance is met or rounding hides all progress."""
+        exact = dtype == torch.float64
+        at = self._problem.evaluate(self.theta, self._l2, dtype, bias_hessian=exact)
+        best, since = float("inf"), 0
+        while True:
+            if self._slack(at) <= tol * at.value:
+                if not exact:
+                    return at
+                at = self._balance(at, tol)
+            if at.gap <= tol * at.value or self.iterations >= max_iter:
+                return at
+            gradient = self._metric.covariant(at.gradient)
+            step = self._direction(gradient)
+            slope = float((gradient * step).sum())
+            since = 0 if self._slack(at) < best or -slope > _NOISE[dtype] * at.value else since + 1
+            best = min(best, self._slack(at))
+            found = self._search(at, self._metric.contravariant(step), dtype) if since < _STALL else None
+            if found is None:
+                return at
+            t, self.theta, after = found
+            change = self._metric.covariant(after.gradient - at.gradient)
+            step *= t
+            curvature = float((step * change).sum())
+            if curvature > 0:
+                self._pairs.append((step, change, curvature))
+            at = after
+            self.iterations += 1
+
+    def _slack(self, at: Evaluation) -> float:
+        """The gap, were the bias optimal for these weights."""
+        return float(at.gradient[:, :-1].square().sum()) / (2 * self._l2)
+
+    def _balance(self, at: Evaluation, tol: float) -> Evaluation:
+        """Newton steps of the bias alone: the certificate charges every imbalance in full."""
+        if at.bias_hessian is None:
+            at = self._problem.evaluate(self.theta, self._l2, torch.float64, bias_hessian=True)
+        assert at.bias_hessian is not None
+        inverse = torch.linalg.pinv(at.bias_hessian, hermitian=True)
+        while at.gap > tol * at.value:
+            theta = self.theta.clone()
+            theta[:, -1] -= inverse @ at.gradient[:, -1]
+            after = self._problem.evaluate(theta, self._l2, torch.float64)
+            if after.gap > at.gap / 2:
+                break
+            self.theta, at = theta, after
+        return at
+
+    def _direction(self, gradient: torch.Tensor) -> torch.Tensor:
+        q, shares = -gradient, []
+        for step, change, curvature in reversed(self._pairs):
+            share = float((step * q).sum()) / curvature
+            shares.append(share)
+            q -= share * change
+        if self._pairs:
+            _, change, curvature = self._pairs[-1]
+            q *= curvature / float(change.square().sum())
+        for (step, change, curvature), share in zip(self._pairs, reversed(shares), strict=True):
+            q += (share - float((change * q).sum()) / curvature) * step
+        return q
+
+    def _search(
+        self, at: Evaluation, step: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[float, torch.Tensor, Evaluation] | None:
+        """A step size that meets the Wolfe conditions, with the point there; None where rounding hides it."""
+        noise = _NOISE[dtype] * at.value
+        slope = float((at.gradient * step).sum())
+        low, low_slope, high, high_slope, t = 0.0, slope, float("inf"), 0.0, 1.0
+        in_a_row = 0  # trials that went too far
+        for _ in range(_TRIALS):
+            theta = self.theta + t * step
+            after = self._problem.evaluate(theta, self._l2, dtype)
+            new_slope = float((after.gradient * step).sum())
+            decrease = after.value - at.value
+            falls = decrease <= 1e-4 * t * slope or (decrease <= noise and new_slope <= -0.8 * slope)
+            if not falls:
+                high, high_slope, in_a_row = t, new_slope, in_a_row + 1
+            elif new_slope < 0.9 * slope:
+                low, low_slope, in_a_row = t, new_slope, 0
+            else:
+                return t, theta, after
+            if high == float("inf"):
+                t *= 2
+            else:
+                secant = low_slope / (low_slope - high_slope) if high_slope > 0 else 0.5
+                t = low + min(max(secant, 0.1), 0.9 if in_a_row < 2 else 0.2) * (high - low)
+        return None
