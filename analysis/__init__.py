@@ -5,10 +5,14 @@ from .errors import AnalysisError
 from .figures import error_by_depth
 from .graph import GraphNode, ModelGraph, model_graph
 from .graph_figure import graph_figure, graph_over_training, save_graph_figure
+from .preprocessing import Preprocessing, own_preprocessing
+from .probing import ProbeSettings, probe_model, probe_snapshots
 from .runs import Run
 from .schedule import Schedule
 from .sources import DataSplits, load_data, load_model
-from .tables import frame, history
+from .tables import by_step, frame, history
+from .training_figures import error_curves, error_heat_map
+from .weights import load_checkpoint_of, load_weights
 
 __all__ = [
     "AnalysisError",
@@ -16,16 +20,26 @@ __all__ = [
     "GraphNode",
     "HessianSettings",
     "ModelGraph",
+    "Preprocessing",
+    "ProbeSettings",
     "Run",
     "Schedule",
+    "by_step",
     "error_by_depth",
+    "error_curves",
+    "error_heat_map",
     "frame",
     "graph_figure",
     "graph_over_training",
     "history",
+    "load_checkpoint_of",
     "load_data",
     "load_model",
+    "load_weights",
     "measure_hessian",
     "model_graph",
+    "own_preprocessing",
+    "probe_model",
+    "probe_snapshots",
     "save_graph_figure",
 ]

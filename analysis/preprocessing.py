@@ -70,8 +70,12 @@ class Preprocessing:
 def own_preprocessing(name: str, model: nn.Module) -> Preprocessing:
     """What the published weights of `torchvision:NAME` or `timm:NAME` were trained with.
 
-    A model of the user's own, and one without published weights, gets the plain `Preprocessing()`.
+    A model of the user's own may have it as an attribute `preprocessing`. Without one, and without published
+    weights, it is the plain `Preprocessing()`.
     """
+    own = getattr(model, "preprocessing", None)
+    if isinstance(own, Preprocessing):
+        return own
     source, _, rest = name.partition(":")
     if source == "timm":
         from timm.data.config import resolve_model_data_config

@@ -59,7 +59,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     _load(model, read_weights(path), path)
 
 
-def load_checkpoint_of(name: str, path: str | Path, num_classes: int) -> nn.Module:
+def load_checkpoint_of(name: str, path: str | Path, num_classes: int = 1000) -> nn.Module:
     """Build a model by name (see `load_model`) with a checkpoint's weights and number of classes.
 
     Args:

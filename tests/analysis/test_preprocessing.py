@@ -58,8 +58,11 @@ def test_torchvisions_own() -> None:
     torch.testing.assert_close(ours.transform()(picture), expected, atol=0.02, rtol=0)
 
 
-def test_a_model_of_ones_own_has_none() -> None:
-    assert own_preprocessing("my.module:build", torch.nn.Identity()) == Preprocessing()
+def test_a_model_of_ones_own_may_bring_it() -> None:
+    model = torch.nn.Identity()
+    assert own_preprocessing("my.module:build", model) == Preprocessing()
+    model.preprocessing = Preprocessing(7)  # type: ignore[assignment]
+    assert own_preprocessing("my.module:build", model) == Preprocessing(7)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,132 @@
+"""`thermoscope probe`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..errors import AnalysisError
+from .options import count, option_of, positive, settings_from
+
+__all__ = ["add"]
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    from ..probing import ProbeSettings
+
+    text = "fit probes to their optimum, on a checkpoint or on the snapshots of a run"
+    parser = commands.add_parser(
+        "probe",
+        help=text,
+        description="Read data through a model once, keep the features of its layers on disk, and fit a "
+        "probe to each, with a certificate of how far from its optimum it can be. Without --model: at each "
+        "snapshot of the run. The same command goes on after an interruption.",
+        epilog="examples:\n  thermoscope probe --model torchvision:resnet50 --checkpoint w.safetensors "
+        "--data folder:imagenet --run runs/rn50\n  thermoscope probe --run runs/mnist",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    option = partial(option_of, ProbeSettings)
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run directory")
+    what = parser.add_argument_group("a trained model")
+    what.add_argument("--model", help="torchvision:NAME, timm:NAME or my.module:function")
+    what.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="its weights: .safetensors or a state_dict"
+    )
+    what.add_argument("--published", action="store_true", help="fetch the weights that are published with it")
+    what.add_argument(
+        "--data", help="torchvision:NAME, folder:PATH, npz:PATH, sklearn:digits or my.module:function"
+    )
+    what.add_argument(
+        "--data-dir", default="data", metavar="DIR", help="where torchvision finds its data (default: data)"
+    )
+    images = parser.add_argument_group("its images", "by default as its published weights want them")
+    images.add_argument("--image-size", type=positive, metavar="N", help="pixels of the centre crop")
+    images.add_argument(
+        "--resize", type=positive, metavar="N", help="pixels of the short side before the crop"
+    )
+    images.add_argument("--mean", nargs="+", type=float, metavar="M", help="per channel, of values in 0..1")
+    images.add_argument("--std", nargs="+", type=float, metavar="S", help="per channel")
+    how = parser.add_argument_group("how to probe")
+    option(
+        how,
+        "layers",
+        "names, globs ('layer*.*', 'layer*.*.add'), input, output, or auto",
+        nargs="+",
+        metavar="LAYER",
+    )
+    option(how, "exclude", "layers to leave out", nargs="+", metavar="LAYER")
+    option(how, "reduce", "auto, flatten, avg, max:2, subset:1000, cls, mean, ...", metavar="HOW")
+    option(
+        how,
+        "l2",
+        "strengths of the penalty, one chosen on the validation set",
+        nargs="+",
+        type=float,
+        metavar="L2",
+    )
+    option(
+        how,
+        "examples",
+        "of the training set, a third as many of the others (default: all)",
+        type=count,
+        metavar="N",
+    )
+    option(how, "dtype", "of the features on disk", choices=("float32", "float16"))
+    how.add_argument("--autocast", action="store_true", help="let the model compute in bfloat16")
+    how.add_argument(
+        "--drop-features", dest="keep_features", action="store_false", help="keep no features on disk"
+    )
+    option(how, "batch-size", "examples per forward", type=positive, metavar="N")
+    option(how, "workers", "processes that load data", type=count, metavar="N")
+    option(how, "steps", "only these snapshots", nargs="+", type=int, metavar="STEP")
+    option(how, "seed", "of random features and of the choice of examples", type=int, metavar="N")
+    option(how, "device", "cpu, cuda, ...", metavar="NAME")
+    parser.set_defaults(run_command=_probe)
+
+
+def _probe(options: argparse.Namespace) -> int:
+    from ..probing import ProbeSettings, probe_model, probe_snapshots
+    from ..tables import by_step
+
+    settings = settings_from(options, ProbeSettings)
+    if options.model is None:
+        results = probe_snapshots(options.run, settings)
+        if results:
+            print("Prediction error of a linear probe on each layer, in % of the test set, by step:\n")
+            print(by_step(results).to_string(float_format="{:.2f}".format))
+            print(f"\nfigures: {options.run / 'figures'}/probes_over_training_*.png")
+        return 0
+    result = probe_model(options.run, *_model_and_data(options), settings)
+    if result is not None:
+        print(result)
+        print(f"\nfigures: {options.run / 'figures'}")
+    return 0
+
+
+def _model_and_data(options: argparse.Namespace) -> tuple[Any, Any]:
+    from ..preprocessing import own_preprocessing
+    from ..sources import load_data, load_model
+    from ..weights import load_checkpoint_of, load_published
+
+    if options.data is None:
+        raise AnalysisError("--model needs --data: what it is to be probed with.")
+    if options.checkpoint is not None and options.published:
+        raise AnalysisError("give either --checkpoint or --published, not both.")
+    given = {
+        "size": options.image_size,
+        "resize": options.resize or options.image_size,
+        "mean": options.mean and tuple(options.mean),
+        "std": options.std and tuple(options.std),
+    }
+    if options.checkpoint is not None:
+        model = load_checkpoint_of(options.model, options.checkpoint)
+    else:
+        model = load_published(options.model) if options.published else load_model(options.model, 1000)
+    changed = {name: value for name, value in given.items() if value is not None}
+    preprocessing = replace(own_preprocessing(options.model, model), **changed)
+    data = load_data(options.data, data_dir=options.data_dir, preprocessing=preprocessing, seed=options.seed)
+    return model, data

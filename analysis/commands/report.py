@@ -1,0 +1,41 @@
+"""What commands print of their results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from hessian import Spectrum
+from probes import ProbeResult
+
+__all__ = ["report_probes", "report_spectra"]
+
+
+def report_probes(path: Path, before: ProbeResult, after: ProbeResult) -> None:
+    """Error by layer before and after training."""
+    from ..tables import side_by_side
+
+    reference = after.references[0]
+    own, own_se = reference.model_error, reference.model_error_se
+    print("Prediction error of a linear probe on each layer, in % of the test set (± standard error):\n")
+    print(side_by_side({"before training": before, "after training": after}).to_string())
+    if own is not None and own_se is not None:
+        print(f"\nthe model itself: {100 * own:.2f} ± {100 * own_se:.2f}")
+    print(f"always the majority class: {100 * reference.majority_error:.2f} ({reference.n:,} test examples)")
+    figures = sorted((path / "figures").glob("probes_test_step_*.png"))
+    print(f"\nfigure: {figures[-1]}\nmore:   tensorboard --logdir {path.parent}")
+
+
+def report_spectra(path: Path, spectra: Mapping[int, Spectrum]) -> None:
+    """Extreme eigenvalues by step."""
+    from ..runs import Run
+    from ..tables import curvature
+
+    with Run(path) as run:
+        table = curvature(spectra, run.line_searches())
+    print("Extreme eigenvalues of the Hessian, and the best decrease of the loss along their vectors:\n")
+    print(table.to_string())
+    weak = sum(not pair.converged for spectrum in spectra.values() for pair in spectrum.pairs)
+    if weak:
+        print(f"\n{weak} eigenpairs have not converged; their residuals are in results.jsonl.")
+    print(f"\nfigures: {path / 'figures'}/hessian_*.png\nmore:    tensorboard --logdir {path.parent}")
