@@ -25,13 +25,12 @@ _SAMPLE = 256  # numbers per example that tell one input from another
 _SEED = 20160104  # of the weights; a store's digests hold for this one
 
 
-def array_digest(rows: npt.NDArray[Any], first: int = 0) -> int:
-    """A digest of an array (n, ...) whose first row is row number `first`.
+def array_digest(rows: npt.NDArray[Any], numbers: npt.NDArray[np.int64]) -> int:
+    """A digest of rows (n, ...) of an array, whose row numbers (n,) are given.
 
-    That of a whole array is the sum modulo 2**64 over its parts, in whatever order they come.
+    That of all of them is the sum modulo 2**64 over parts, in whatever order they come.
     """
-    numbers = np.arange(first, first + len(rows), dtype=np.uint64)
-    return int(mixed(_row_digests(rows) + mixed(numbers)).sum(dtype=np.uint64))
+    return int(mixed(_row_digests(rows) + mixed(numbers.astype(np.uint64))).sum(dtype=np.uint64))
 
 
 def input_digests(batch: Any, rows: int) -> Digests:

@@ -23,7 +23,8 @@ from .reader import Reduce
 from .selection import Pattern, nearest
 from .store_columns import Column, Digest
 from .store_contents import Data, Manifest, checkpoint_folder, checkpoints, layer_column
-from .store_extract import Estimate, Extraction
+from .store_extract import Extraction
+from .store_pass import Estimate
 from .store_run import SINGLE, Request, listed
 
 __all__ = ["FeatureStore"]
@@ -96,8 +97,8 @@ class FeatureStore:
 
         The model runs in eval mode without gradients, up to the last layer that is needed; its modes and all
         random streams are restored. Killed at any moment, the same call continues where it was, with a loss
-        of seconds, and ends with the same bytes. A file system that all processes share is all that they
-        need: each takes every so-manieth batch, and any number of them gives the same store.
+        of seconds, and ends with the same bytes. Several processes that share a file system take batches in
+        turn; any number of them, with as many threads each, gives the same bytes.
 
         Args:
             model: any module. DDP and `torch.compile` wrappers are looked through.

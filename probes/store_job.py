@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -202,9 +202,12 @@ class Lock:
         Raises:
             ProbeError: if another process has it.
         """
+        import fcntl  # not on every system, where all but extracting is to work
+
         with readable_errors(self._store):
             self._store.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self._store, os.O_RDONLY)
+        with suppress(OSError):  # some network file systems have no locks
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

@@ -194,7 +194,7 @@ def _by_name(y: Any) -> Tensors:
         raise ProbeError("the labels of a batch must be one per example, as many in every label set.")
     return {
         name: value.detach().to(torch.float32 if value.is_floating_point() else torch.int64, copy=True)
-        for name, value in labels.items()
+        for name, value in sorted(labels.items())
     }
 
 

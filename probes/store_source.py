@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -20,9 +22,18 @@ from .digests import Digests, input_digests
 from .errors import ProbeError
 from .host import label_key, tensors_in
 
-__all__ = ["Source"]
+__all__ = ["Opening", "Source"]
 
 _SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The first batch, the digests of its rows, and how long it took to load."""
+
+    batch: Any
+    inputs: Digests
+    seconds: float
 
 
 class Source:
@@ -69,31 +80,34 @@ class Source:
             counts = [len(indices) for indices in self._sliced.batch_sampler]  # type: ignore[union-attr]
         else:
             counts = [rows_of(batch) for batch in self._loader]
-        if not sum(counts):
-            raise ProbeError("the loader gave no batch, so there are no features to extract.")
         return np.array(counts, dtype=np.int64)
 
-    def first(self) -> tuple[Any, Digests]:
-        """The first batch and the digests of its rows.
+    @property
+    def workers(self) -> int:
+        """Processes that load batches."""
+        return int(getattr(self._loader, "num_workers", 0))
+
+    def first(self) -> Opening:
+        """The first batch.
 
         Raises:
-            ProbeError: if it is another one the second time.
+            ProbeError: if there is none, or it is another one the second time.
         """
-        found = []
-        for _ in range(2):
-            batch = next(self._iterate([0]), None)
-            if batch is None:
-                raise ProbeError(
-                    "the loader gave no batch; pass one with data that can be iterated again and again, such "
-                    "as a list or a DataLoader."
-                )
-            rows = rows_of(batch[1]) if self._sliced is None else int(self.sizes[0])
-            found.append((batch[1], input_digests(batch[1], rows)))
-        if not np.array_equal(found[0][1], found[1][1]):
+        once, again = self._open(), self._open()
+        if not np.array_equal(once.inputs, again.inputs):
             raise ProbeError(
                 "the loader gives other values on a second pass; switch off its shuffling and augmentation."
             )
-        return found[0]
+        return again
+
+    def _open(self) -> Opening:
+        begin = time.perf_counter()
+        _, batch = next(self._iterate([0]), (0, None))
+        if batch is None:
+            raise ProbeError("the loader gave no batch, so there are no features to extract.")
+        seconds = time.perf_counter() - begin
+        rows = rows_of(batch) if self._sliced is None else int(self.sizes[0])
+        return Opening(batch, input_digests(batch, rows), seconds)
 
     def batches(self, wanted: Sequence[int]) -> Iterator[tuple[int, Any]]:
         """The batches with these ascending numbers.

@@ -98,8 +98,8 @@ class Stored:
         own = self.array[first : first + len(block)]
         if own.shape != block.shape:
             raise ProbeError(
-                f"the {self.what} have shape {block.shape[1:]} per row, in the store {self.store} "
-                f"{self.array.shape[1:]}; it belongs to other data, so choose another folder."
+                f"the {self.what} from row {first} on have shape {block.shape}, in the store {self.store} "
+                f"{own.shape}: it belongs to other data, so choose another folder."
             )
         same = (own == block).reshape(len(block), -1).all(1)
         if not same.all():
@@ -161,9 +161,9 @@ class Writer:
         if self._error is not None:
             raise self._error
         blocks = [*data, *layers]
-        is_cuda = any(isinstance(block, torch.Tensor) and block.is_cuda for block in blocks)
         on_host = [_to_host(block) for block in blocks]
-        copied = torch.cuda.current_stream().record_event() if is_cuda else None
+        device = next((b.device for b in blocks if isinstance(b, torch.Tensor) and b.is_cuda), None)
+        copied = None if device is None else torch.cuda.current_stream(device).record_event()
         self._queue.put((number, first, on_host, copied))
 
     def _work(self) -> None:
@@ -194,7 +194,7 @@ class Writer:
         for i, (column, file) in enumerate(zip(self._columns, self._files, strict=True)):
             with readable_errors(column.path):
                 column.write(file, first, arrays[i])
-            digests[i] = array_digest(arrays[i], first)
+            digests[i] = array_digest(arrays[i], np.arange(first, first + len(arrays[i])))
         self._unnoted[number] = digests
 
     def _note(self) -> None:
@@ -211,8 +211,10 @@ class Writer:
 
 
 def _to_host(block: Block) -> Block:
-    if not isinstance(block, torch.Tensor) or not block.is_cuda:
+    if not isinstance(block, torch.Tensor):
         return block
+    if not block.is_cuda:
+        return block.cpu()
     pinned = torch.empty(block.shape, dtype=block.dtype, pin_memory=True)
     return pinned.copy_(block, non_blocking=True)  # the computation goes on
 

@@ -114,7 +114,8 @@ def test_half_precision(tmp_path: Path) -> None:
 
 def test_labels_of_other_kinds(tmp_path: Path) -> None:
     def forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
-        return model(batch[0]), {"class": batch[1], "many/floats": batch[0].double().mean((2, 3))}
+        sets = [("class", batch[1]), ("many/floats", batch[0].double().mean((2, 3)))]
+        return model(batch[0]), dict(sets if len(batch[1]) == 8 else reversed(sets))  # the order says nothing
 
     store = extract(tmp_path, forward=forward)
     x, y = data().tensors
@@ -322,6 +323,16 @@ def test_what_it_will_do_is_reported_first(tmp_path: Path) -> None:
     assert len(said) == 1, "no work, no estimate"
 
 
+def test_timing_the_estimate_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    extract(tmp_path / "1")
+    monkeypatch.setattr("probes.store_pass._MANY", 1)
+    model = convnet()
+    calls = counting_calls(model)
+    extract(tmp_path / "2", model)
+    assert calls[""] == 7 + 1
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
 # -- what they refuse -----------------------------------------------------------------------------------
 
 
@@ -381,10 +392,10 @@ def test_files_of_another_model_or_store_are_refused(tmp_path: Path) -> None:
 
 def test_a_large_file_is_read_whole_by_verify_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("probes.store_columns._WHOLE", 0)
-    monkeypatch.setattr("probes.store_columns._ROWS", 3)
+    monkeypatch.setattr("probes.store_columns._ROWS", 2)
     store = extract(tmp_path)
     alter("add.npy", flipped)(tmp_path)
-    reopened = FeatureStore.open(store.path)  # row 25 is none of the three
+    reopened = FeatureStore.open(store.path)  # the middle is neither the first nor the last row
     with pytest.raises(ProbeError, match=r"add\.npy does not hold"):
         reopened.verify(progress=False)
     alter("add.npy", lambda c: c[:-2000] + bytes(2000))(tmp_path)
@@ -406,6 +417,11 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
         {"layers": ["conv1"], "forward": lambda m, b: (m(b[0]), b[1] * (b[0][:, 0, 0, 0] < 1))},
         "the labels of row .* differ",
     ),
+    "other label sets": (
+        {"layers": ["conv1"], "forward": lambda m, b: (m(b[0]), {"a": b[1], "b": b[1]})},
+        "the labels are .* in the store",
+    ),
+    "a list of more rows": ({"source": list(loader()) * 2, "layers": ["conv1"]}, "the loader has 100 rows"),
     "other type": ({"dtype": "float16"}, "dtype='float32'.* asked for dtype='float16'"),
     "other precision": ({"autocast": torch.bfloat16}, "autocast=None.*autocast='bfloat16'"),
     "other seed": ({"seed": 1}, "seed=0.*seed=1"),

@@ -81,24 +81,24 @@ def test_killed_at_twenty_random_moments(tmp_path: Path, undisturbed: dict[str, 
     begin = time.monotonic()
     os.waitpid(in_child(lambda: run(tmp_path / "timed", Slow(0.002))), 0)
     duration = time.monotonic() - begin
-    caught = 0
-    for i in range(20):
-        folder = tmp_path / str(i)
+    caught = tried = 0
+    while caught < 20:
+        folder = tmp_path / str(tried)
         child = in_child(lambda folder=folder: run(folder, Slow(0.002)))
-        time.sleep(generator.uniform(0, 1.1 * duration))
+        time.sleep(generator.uniform(0, duration))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        caught += os.WIFSIGNALED(status)
+        caught, tried = caught + os.WIFSIGNALED(status), tried + 1
         if not any((folder / "store").glob("*/manifest.json")):
             with pytest.raises(ProbeError, match=r"unfinished|does not exist"):
                 FeatureStore.open(folder / "store")
         run(folder)
-        assert contents(folder) == undisturbed, i
-    assert caught >= 12, "too few were killed while they worked"
+        assert contents(folder) == undisturbed, tried
+        assert tried < 100, "too few were killed while they worked"
 
 
 def test_killed_before_every_change_of_the_disk(tmp_path: Path) -> None:
-    """And once more on the way while resuming."""
+    """And every fourth time once more while resuming."""
     calls = 0
 
     def killing(name: str, last: int) -> None:
@@ -125,7 +125,8 @@ def test_killed_before_every_change_of_the_disk(tmp_path: Path) -> None:
         folder = tmp_path / str(last)
         _, status = os.waitpid(in_child(lambda folder=folder, last=last: work(folder, last)), 0)
         was_killed = os.WIFSIGNALED(status)
-        os.waitpid(in_child(lambda folder=folder, last=last: work(folder, last // 2)), 0)
+        if last % 4 == 0:
+            os.waitpid(in_child(lambda folder=folder, last=last: work(folder, last // 2)), 0)
         run(folder, batch=50)
         assert contents(folder) == undisturbed, last
         last += 1
