@@ -75,7 +75,7 @@ class _Recorder:
         self._stack: list[tuple[Call, _Given]] = []
         self._points: list[tuple[HookPoint, Any]] = []  # of the module call that ends
         self._model = model
-        self.taps = Taps(model, Selection([_any_call, *probed]), self)
+        self.taps = Taps(model, Selection([_any_call, *probed]), self, is_lenient=True)
         self._hooks = [
             hook
             for module in model.modules()
@@ -115,7 +115,6 @@ class _Recorder:
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         call, given = self._stack.pop()
-        self.taps.error = None  # a module that returns no features is no hook point
         points, self._points = self._points, []
         for point, value in points:
             if point.pick:

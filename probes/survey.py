@@ -24,7 +24,7 @@ def hook_points(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[tuple
         run: calls the model once, as in `lambda model: model(x)`.
     """
     survey = _Survey()
-    taps = Taps(model, Selection(re.compile(r"[^:]*")), survey)
+    taps = Taps(model, Selection(re.compile(r"[^:]*")), survey, is_lenient=True)
     try:
         with preserved_random_state(), torch.no_grad():
             run(model)

@@ -48,18 +48,22 @@ class Taps:
     `TorchFunctionMode` that is on only while code of a module that may hold a wanted one runs, so no
     tracing is needed and functions inside other modules go their usual way.
 
-    Errors that concern the user are kept in `error` rather than raised in the midst of their forward.
+    Errors that concern the user are kept in `error` rather than raised in the midst of their forward; lenient
+    taps pass over a point that holds no features.
 
     With `stop_after`, a forward ends with `ForwardStopped` as soon as so many points were handed over. For
     the receiver it then came to its end.
     """
 
-    def __init__(self, model: nn.Module, selection: Selection, receiver: Receiver):
+    def __init__(
+        self, model: nn.Module, selection: Selection, receiver: Receiver, *, is_lenient: bool = False
+    ):
         selection.check(model)
         self.error: ProbeError | None = None
         self.stop_after: int | None = None
         self.order: list[str] = []  # names of the points of the last complete forward, in execution order
         self._model, self._selection, self._receiver = model, selection, receiver
+        self._is_lenient = is_lenient
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._wanted: dict[str, list[HookPoint]] = {}  # by candidate name; also remembers what is not wanted
         self._seen: dict[str, HookPoint] = {}
@@ -175,6 +179,8 @@ class Taps:
             try:
                 value = value_at(point.pick)
                 if value is None:
+                    if self._is_lenient:
+                        continue
                     raise ProbeError(
                         f"layer {point.name!r} holds no tensor of floating-point features; leave it out, or "
                         f"name the element that does, as in '{candidate.name}:1'."

@@ -195,3 +195,13 @@ def test_execution_order_not_definition_order() -> None:
             return self.last(self.first(x))
 
     assert list(shapes(Backwards(), "*", torch.randn(3, 6))) == ["first", "last"]
+
+
+def test_a_module_without_features_hides_nothing_after_it() -> None:
+    class Largest(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.argmax(1)
+
+    model = nn.Sequential(nn.Linear(3, 4), Largest(), nn.Embedding(4, 2), nn.Linear(2, 2))
+    names = [point.name for point, _ in hook_points(model, lambda m: m(torch.randn(2, 3)))]
+    assert names == ["0", "2", "3", "output"]
