@@ -21,19 +21,26 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# DATA holds MNIST/ as torchvision lays it out.
+# DATA holds MNIST/ as torchvision lays it out, CIFAR-10 as cifar10.npz, imagenet_samples/ with a folder per class,
+# and the weights resnet50_v1.safetensors and inception_v3.safetensors.
 DATA ?= data
 reproduce: $(VENV)/installed
 	$(BIN)/python scripts/reproduce/mnist_convnet.py --data-dir $(DATA)
 	$(BIN)/python scripts/reproduce/pathological.py --data-dir $(DATA)
 	$(BIN)/python scripts/reproduce/negative_eigenvalues.py --data-dir $(DATA)
 	$(BIN)/python scripts/reproduce/negative_curvature_steps.py --data-dir $(DATA)
+	$(BIN)/python scripts/reproduce/resnet50.py --checkpoint $(DATA)/resnet50_v1.safetensors \
+		--cifar10 $(DATA)/cifar10.npz --samples $(DATA)/imagenet_samples
+	$(BIN)/python scripts/reproduce/inception_v3.py --checkpoint $(DATA)/inception_v3.safetensors \
+		--cifar10 $(DATA)/cifar10.npz
 
 bench: $(VENV)/installed-bench
 	$(BIN)/python scripts/bench/probe_overhead.py
 	$(BIN)/python scripts/bench/hvp.py
 	$(BIN)/python scripts/bench/eigenpairs.py
 	$(BIN)/python scripts/bench/tracker.py --data-dir $(DATA)
+	$(BIN)/python scripts/bench/store.py
+	$(BIN)/python scripts/bench/probe_fit.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

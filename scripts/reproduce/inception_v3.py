@@ -53,14 +53,14 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--examples", type=int, default=4000, help="images that probes are fitted to")
-    parser.add_argument("--steps", type=int, nargs=4, default=(0, 60, 180, 400), help="the four moments")
+    parser.add_argument("--examples", type=int, default=3000, help="images that probes are fitted to")
+    parser.add_argument("--steps", type=int, nargs=4, default=(0, 40, 120, 300), help="the four moments")
     parser.add_argument("--quick", action="store_true", help="few images and steps: does it run?")
     options = parser.parse_args()
     if options.quick:
         options.examples, options.steps = 100, (0, 1, 2, 3)
     settings = ProbeSettings(
-        layers=LAYERS, reduce="subset:1000", dtype="float16", batch_size=32, examples=options.examples,
+        layers=LAYERS, reduce="subset:1000", batch_size=32, examples=options.examples,
         keep_features=False,
     )  # fmt: skip
     trained = trunk(options, settings)

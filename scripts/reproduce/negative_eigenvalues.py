@@ -24,7 +24,7 @@ from analysis.runs import versions
 from analysis.tables import curvature
 from hessian import LineSearch, Spectrum
 
-STEPS = (0, 10, 50, 200, 2000)
+STEPS = (0, 10, 200, 2000)
 QUICK_STEPS = (0, 10, 100)
 FIGURES = ("eigenvalues", "decreases", "steps", "parameter_shares")
 PAPER = """\
