@@ -101,7 +101,7 @@ class LayerFit:
         return Rows(matrix, self._scaling, memory, self._device, self._splits.num_classes)
 
     def _take_over(self, start: LinearClassifier, empty: torch.Tensor) -> torch.Tensor:
-        """A classifier's weights for standardised features; of classes that it did not know those of `empty`."""
+        """A classifier as a point to begin from, with classes that it did not know as in `empty`."""
         if start.weight.shape != (self._splits.num_classes, self.size):
             raise ProbeError(
                 f"start has {start.weight.shape[0]} classes and {start.weight.shape[1]} features for layer "
