@@ -56,8 +56,9 @@ class LayerFit:
             starts.append(self._take_over(start, starts[0]))
         best, since = inf, 0
         for l2 in strengths:
-            values = [problem.evaluate(theta, l2, torch.float32).value for theta in starts]
-            nearest = starts[int(np.argmin(values))]
+            nearest = starts[0]
+            if len(starts) > 1:
+                nearest = min(starts, key=lambda theta: problem.evaluate(theta, l2, torch.float32).value)
             solution = minimise(problem, Metric(problem, gram, l2), l2, nearest, tol, max_iter)
             starts = [solution.theta, *starts[1:]]
             valid = self.measure("valid", solution.theta) if "valid" in self._rows else None

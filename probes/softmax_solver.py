@@ -67,9 +67,9 @@ class _Descent:
         best, since = float("inf"), 0
         while True:
             if self._slack(at) <= tol * at.value:
-                if not exact:
+                at = self._balance(at, tol, dtype)
+                if not exact and self._slack(at) <= tol * at.value:
                     return at
-                at = self._balance(at, tol)
             if at.gap <= tol * at.value or self.iterations >= max_iter:
                 return at
             gradient = self._metric.covariant(at.gradient)
@@ -93,19 +93,23 @@ class _Descent:
         """The gap, were the bias optimal for these weights."""
         return float(at.gradient[:, :-1].square().sum()) / (2 * self._l2)
 
-    def _balance(self, at: Evaluation, tol: float) -> Evaluation:
+    def _balance(self, at: Evaluation, tol: float, dtype: torch.dtype) -> Evaluation:
         """Newton steps of the bias alone: the certificate charges every imbalance in full."""
+        if at.gap <= tol * at.value:
+            return at
         if at.bias_hessian is None:
-            at = self._problem.evaluate(self.theta, self._l2, torch.float64, bias_hessian=True)
+            at = self._problem.evaluate(self.theta, self._l2, dtype, bias_hessian=True)
         assert at.bias_hessian is not None
         inverse = torch.linalg.pinv(at.bias_hessian, hermitian=True)
-        while at.gap > tol * at.value:
+        while at.gap > tol * at.value and self._slack(at) <= tol * at.value:
             theta = self.theta.clone()
             theta[:, -1] -= inverse @ at.gradient[:, -1]
-            after = self._problem.evaluate(theta, self._l2, torch.float64)
+            after = self._problem.evaluate(theta, self._l2, dtype)
             if after.gap > at.gap / 2:
                 break
             self.theta, at = theta, after
+            if dtype == torch.float32:
+                break  # its rounding hides more
         return at
 
     def _direction(self, gradient: torch.Tensor) -> torch.Tensor:
