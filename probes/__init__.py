@@ -9,8 +9,12 @@ with ProbeSet(model, layers=["layer*.*", "layer1.0.add"], num_classes=1000) as p
     result = probes.evaluate(valid_loader)       # error, loss and standard errors per layer
 """
 
+from .controls import LearningCurve, Selectivity, learning_curve, selectivity
+from .controls_code import CodeLength, code_length
+from .controls_readouts import nearest_neighbours, ridge
 from .errors import ProbeError
 from .features import ArrayFeatures, FeatureTable
+from .features_views import with_labels
 from .fit import fit_probes
 from .fit_result import FittedProbes, LinearClassifier, PathPoint
 from .host import default_forward
@@ -28,12 +32,14 @@ __all__ = [
     "ArrayFeatures",
     "Auto",
     "Classification",
+    "CodeLength",
     "Estimate",
     "FeatureStore",
     "FeatureTable",
     "FittedProbes",
     "Flatten",
     "HookPoint",
+    "LearningCurve",
     "LinearClassifier",
     "MultiLabel",
     "PathPoint",
@@ -49,13 +55,20 @@ __all__ = [
     "Reference",
     "Regression",
     "Selection",
+    "Selectivity",
     "Subset",
     "Target",
     "Token",
+    "code_length",
     "default_forward",
     "fit_probes",
     "hook_points",
+    "learning_curve",
+    "nearest_neighbours",
     "parse_reduction",
     "preserved_random_state",
     "random_subset",
+    "ridge",
+    "selectivity",
+    "with_labels",
 ]
