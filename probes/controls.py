@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from .errors import ProbeError
 from .features import FeatureTable
-from .features_views import Subset, stratified_order, with_labels
+from .features_views import RowSubset, stratified_order, with_labels
 from .fit import fit_probes
 from .fit_result import FittedProbes
 
@@ -92,7 +92,7 @@ def selectivity(
     if test is not None:
         assert test_groups is not None
         known = np.isin(test_groups, names)
-        test = Subset(test, np.flatnonzero(known))
+        test = RowSubset(test, np.flatnonzero(known))
         of_test = np.searchsorted(names, np.asarray(test_groups)[known])
         control_test = with_labels(test, labels[of_test])
     task = fit_probes(train, None, test, l2=l2, **fit)
@@ -148,5 +148,5 @@ def learning_curve(
         raise ProbeError(f"a learning curve to {max(sizes)} rows needs as many; train has {train.n}.")
     order = stratified_order(train.labels, seed)
     sizes = sorted(sizes)
-    fits = [fit_probes(Subset(train, order[:n]), valid, test, **fit) for n in sizes]
+    fits = [fit_probes(RowSubset(train, order[:n]), valid, test, **fit) for n in sizes]
     return LearningCurve(tuple(sizes), tuple(fits))

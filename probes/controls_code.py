@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .features import FeatureTable
-from .features_views import Subset
+from .features_views import RowSubset
 from .fit import fit_probes
 from .fit_result import LinearClassifier
 
@@ -80,9 +80,9 @@ def code_length(
         start = None
         for known, end in pairwise(ends):
             start = fit_probes(
-                Subset(table, order[:known]), l2=strength, num_classes=classes, start=start, **fit
+                RowSubset(table, order[:known]), l2=strength, num_classes=classes, start=start, **fit
             )
-            following = Subset(table, order[known:end])
+            following = RowSubset(table, order[known:end])
             for layer in table.layers:
                 bits = _bits(start.classifiers[layer], following[layer], following.labels, known)
                 blocks[layer].append((known, bits / (end - known)))

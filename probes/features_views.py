@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from .features import ArrayFeatures, FeatureTable
 
-__all__ = ["Subset", "stratified_order", "with_labels"]
+__all__ = ["RowSubset", "stratified_order", "with_labels"]
 
 
 def with_labels(table: FeatureTable, labels: npt.NDArray[Any]) -> ArrayFeatures:
@@ -21,7 +21,7 @@ def with_labels(table: FeatureTable, labels: npt.NDArray[Any]) -> ArrayFeatures:
     return ArrayFeatures({layer: table[layer] for layer in table.layers}, labels, table.reductions)
 
 
-class Subset:
+class RowSubset:
     """Some rows of a table, by their numbers, in that order; a layer is copied when it is asked for."""
 
     def __init__(self, table: FeatureTable, rows: npt.NDArray[np.int64]):

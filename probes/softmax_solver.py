@@ -64,15 +64,16 @@ class _Descent:
         """Descend until the tolerance is met or rounding hides all progress."""
         exact = dtype == torch.float64
         at = self._problem.evaluate(self.theta, self._l2, dtype, bias_hessian=exact)
+        gradient = self._metric.covariant(at.gradient)
         best, since = float("inf"), 0
         while True:
             if self._slack(at) <= tol * at.value:
                 at = self._balance(at, tol, dtype)
+                gradient = self._metric.covariant(at.gradient)
                 if not exact and self._slack(at) <= tol * at.value:
                     return at
             if at.gap <= tol * at.value or self.iterations >= max_iter:
                 return at
-            gradient = self._metric.covariant(at.gradient)
             step = self._direction(gradient)
             slope = float((gradient * step).sum())
             since = 0 if self._slack(at) < best or -slope > _NOISE[dtype] * at.value else since + 1
@@ -81,12 +82,13 @@ class _Descent:
             if found is None:
                 return at
             t, self.theta, after = found
-            change = self._metric.covariant(after.gradient - at.gradient)
+            new_gradient = self._metric.covariant(after.gradient)
+            change = new_gradient - gradient
             step *= t
             curvature = float((step * change).sum())
             if curvature > 0:
                 self._pairs.append((step, change, curvature))
-            at = after
+            at, gradient = after, new_gradient
             self.iterations += 1
 
     def _slack(self, at: Evaluation) -> float:

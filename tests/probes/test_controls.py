@@ -16,7 +16,7 @@ from probes import (
     selectivity,
     with_labels,
 )
-from probes.features_views import Subset, stratified_order
+from probes.features_views import RowSubset, stratified_order
 
 from .fitting import clusters, standardised
 
@@ -28,7 +28,7 @@ def table(*case, **options):
 
 
 def parts(data, n=2):
-    return [Subset(data, np.arange(i, data.n, n)) for i in range(n)]
+    return [RowSubset(data, np.arange(i, data.n, n)) for i in range(n)]
 
 
 def test_selectivity_tells_a_layer_that_knows_from_a_probe_that_remembers():
