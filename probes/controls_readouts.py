@@ -52,7 +52,9 @@ def nearest_neighbours(
     splits = Splits.of(train, None, test, num_classes)
     labels = torch.from_numpy(train.labels)
     readings = []
-    for layer in tqdm(train.layers, desc="nearest neighbours", disable=not progress):
+    for layer in tqdm(
+        train.layers, desc="nearest neighbours", leave=False, disable=None if progress else True
+    ):
         known, asked = _rows(splits, layer, ("train", "test"), memory)
         tally = Tally()
         for block, z in asked.blocks(torch.float32):
@@ -106,7 +108,7 @@ def ridge(
         raise ProbeError("choosing among strengths needs valid=..., or give a single one such as l2=1e-2.")
     splits = Splits.of(train, valid, test, num_classes)
     readings: dict[str, list[Reading]] = {split: [] for split in splits.tables}
-    for layer in tqdm(train.layers, desc="ridge", disable=not progress):
+    for layer in tqdm(train.layers, desc="ridge", leave=False, disable=None if progress else True):
         rows = dict(zip(splits.tables, _rows(splits, layer, tuple(splits.tables), memory), strict=True))
         fits = _Ridge(rows["train"], torch.from_numpy(train.labels), splits.num_classes, layer)
         thetas = [fits.solve(strength) for strength in strengths]

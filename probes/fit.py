@@ -76,7 +76,7 @@ def fit_probes(
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     readings: dict[str, list[Reading]] = {split: [] for split in splits.tables}
     classifiers, path = {}, []
-    with tqdm(train.layers, desc="fitting probes", disable=not progress) as layers:
+    with tqdm(train.layers, desc="fit", leave=False, disable=None if progress else True) as layers:
         for layer in layers:
             layers.set_postfix_str(layer)
             fit = LayerFit(splits, layer, memory, where)

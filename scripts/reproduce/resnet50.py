@@ -22,7 +22,7 @@ import torch
 from _common import markdown, write
 from torch.utils.data import Dataset
 
-from analysis import AnalysisError, DataSplits, error_by_depth, load_data
+from analysis import AnalysisError, DataSplits, error_by_depth, graph_figure, load_data, model_graph
 from analysis.preprocessing import own_preprocessing
 from analysis.pretrained_models import resnet50_v1
 from analysis.probing import ProbeSettings, probe_model
@@ -35,6 +35,7 @@ The paper saw, on ImageNet: 0.99 at the input, 0.94 after the first addition, th
 after the sixteenth."""
 SETTINGS = ProbeSettings(layers=("input", "layer*.*.add"), reduce="avg", dtype="float16")
 FALLS = "It falls monotonically."
+RISES = "It rises (± the standard error of the difference) at"
 GROUPS = ("dogs", "birds", "other animals", "artefacts", "food, nature and plants")
 
 
@@ -66,7 +67,11 @@ def main() -> None:
     figures = {
         "": error_by_depth(results, title="Linear probes on the ImageNet-trained ResNet-50 (test set)")
     }
-    command = "python scripts/reproduce/resnet50.py" + " --quick" * options.quick
+    name, first = next(iter(results.items()))
+    graph = model_graph(model, lambda m: m(torch.zeros(2, 3, 224, 224)), [r.layer for r in first.readings])
+    figures["_network"] = graph_figure(graph, first, title=f"ResNet-50, probed on {name}")
+    command = "python scripts/reproduce/resnet50.py"
+    command += f" --examples {options.examples}" if options.examples else ""
     write(options, "resnet50", figures, report(results), command)
 
 
@@ -119,12 +124,13 @@ def report(results: dict[str, ProbeResult]) -> str:
     parts = [
         "# ResNet-50: what is known after each residual addition\n",
         "![error by depth](resnet50.png)\n",
+        "![the network, coloured by prediction error](resnet50_network.png)\n",
         PAPER,
     ]
     for name, result in results.items():
         readings = result.readings
         rises = [f"`{b.layer}` ({rise(a, b)})" for a, b in pairwise(readings) if b.error > a.error]
-        how = f"It does not fall monotonically: it rises at {', '.join(rises)}." if rises else FALLS
+        how = f"{RISES} {', '.join(rises)}." if rises else FALLS
         best = min(readings, key=lambda r: r.error)
         gap = max(r.gap / r.loss for r in readings if r.gap is not None)
         reference = result.references[0]
@@ -137,9 +143,9 @@ Prediction error (%) on {reference.n:,} test images, ± standard error; always a
 
 {markdown(side_by_side({"error": result}))}
 
-Here: {100 * readings[0].error:.1f}% at the input, {100 * readings[1].error:.1f}% after the first
-addition, {100 * readings[-1].error:.1f}% after the sixteenth; the lowest is {100 * best.error:.1f}% at
-`{best.layer}`. {how}"""
+Here: {100 * readings[0].error:.1f}% at the input, {100 * readings[1].error:.1f}% after the first addition,
+{100 * readings[-1].error:.1f}% after the sixteenth; the lowest is {100 * best.error:.1f}% at `{best.layer}`.
+{how}"""
         )
     return "\n".join(parts)
 
