@@ -32,7 +32,7 @@ def error_heat_map(
     steps = sorted(results)
     layers, errors = _table([results[step] for step in steps], target)
     height, width = len(layers), len(steps)
-    figure, (axes,) = canvas(min(max(5, 2.8 + 0.55 * width), 16), min(max(2.6, 1.3 + 0.24 * height), 14))
+    figure, (axes,) = canvas(min(max(5, 2.8 + 0.55 * width), 16), min(max(3.4, 1.3 + 0.24 * height), 14))
     finish_axes(axes, grid="x")
     axes.grid(False)
     image = axes.imshow(errors, aspect="auto", cmap=_COLOURS, interpolation="nearest")
