@@ -88,7 +88,7 @@ def compare(case: Case, most: int) -> dict[str, Any]:
     """Seconds of each solver on each layer."""
     print(f"{case.name}: {case.rows} rows x {case.size} features, l2 {case.l2}", flush=True)
     seconds: dict[str, list[float]] = {solver: [] for solver in SOLVERS}
-    needed = dict.fromkeys(SOLVERS, 0)  # place of the tolerance that the layer before needed
+    needed = dict.fromkeys(SOLVERS, 0)  # place of the attempt that the layer before needed
     for number, (x, y) in enumerate(network(case)):
         if number == most:
             break
@@ -114,15 +114,16 @@ def compare(case: Case, most: int) -> dict[str, Any]:
 def first_within(
     solver: str, x: Array, y: Array, l2: float, optimum: float, first: int
 ) -> tuple[int, Attempt]:
-    """The place of the first tolerance that leads near enough, and the run with it."""
+    """The place of the first attempt that leads near enough, and what came of it."""
     if solver == "certified":
         return 0, probes(x, y, l2, WITHIN)
-    for place, tol in enumerate(TOLERANCES[first:], first):
-        attempt = probes(x, y, l2, tol) if solver == "fit_probes" else scikit_learn(x, y, l2, solver, tol)
+    attempts = [(dtype, tol) for dtype in (np.float32, np.float64) for tol in TOLERANCES]
+    for place in range(first, len(attempts)):
+        dtype, tol = attempts[place]
+        z = x.astype(dtype)
+        attempt = probes(z, y, l2, tol) if solver == "fit_probes" else scikit_learn(z, y, l2, solver, tol)
         if attempt.objective <= (1 + WITHIN) * optimum:
-            return place, attempt
-    if x.dtype == np.float32:
-        return first_within(solver, x.astype(np.float64), y, l2, optimum, first)
+            break
     return place, attempt
 
 
