@@ -25,11 +25,10 @@ from hessian import (
 )
 
 from .curvature_figures import best_decreases, best_steps, eigenvalues_over_training, parameter_shares
-from .preprocessing import Preprocessing
 from .processes import join_processes
 from .runs import Run
-from .snapshots import chosen_snapshots, keep_to_settings, training_config
-from .sources import find_device, load_data, load_model
+from .snapshots import chosen_snapshots, keep_to_settings, training_config, training_data
+from .sources import find_device, load_model
 from .spectra import load_shares
 from .weights import load_weights
 
@@ -118,12 +117,7 @@ class _Job:
     def __init__(
         self, config: Mapping[str, Any], settings: HessianSettings, progress: bool, team: Team | None
     ):
-        data = load_data(
-            config["data"],
-            data_dir=config["data_dir"],
-            preprocessing=Preprocessing(size=config["image_size"], rgb=config["rgb"]),
-            seed=config["seed"],
-        )
+        data = training_data(config)
         self.settings, self._progress, self._team = settings, progress, team
         self.model = load_model(config["model"], data.num_classes).to(find_device(settings.device))
         total = len(data.train)  # type: ignore[arg-type]

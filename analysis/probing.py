@@ -18,11 +18,10 @@ from probes import FeatureStore, FittedProbes, ProbeResult, fit_probes
 
 from .graph import model_graph
 from .graph_figure import graph_figure, save_graph_figure
-from .preprocessing import Preprocessing
 from .processes import join_processes
 from .runs import Run
-from .snapshots import chosen_snapshots, keep_to_settings, training_config
-from .sources import DataSplits, find_device, load_data, load_model
+from .snapshots import chosen_snapshots, keep_to_settings, training_config, training_data
+from .sources import DataSplits, find_device, load_model
 from .training_figures import error_curves, error_heat_map
 from .weights import load_weights
 
@@ -114,12 +113,7 @@ def probe_snapshots(
     """
     path = Path(path)
     config = training_config(path)
-    data = load_data(
-        config["data"],
-        data_dir=config["data_dir"],
-        preprocessing=Preprocessing(size=config["image_size"], rgb=config["rgb"]),
-        seed=config["seed"],
-    )
+    data = training_data(config)
     job = _Job(path, data, settings, progress)
     model = load_model(config["model"], data.num_classes).to(find_device(settings.device))
     with Run(path) as run:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import AnalysisError
 from .files import write_atomically
+from .preprocessing import Preprocessing
 from .runs import Run, read_config
+from .sources import DataSplits, load_data
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["chosen_snapshots", "keep_to_settings", "training_config"]
+__all__ = ["chosen_snapshots", "keep_to_settings", "training_config", "training_data"]
 
 
 def training_config(path: Path) -> dict[str, Any]:
@@ -28,6 +30,20 @@ def training_config(path: Path) -> dict[str, Any]:
     if "model" not in config or "data" not in config:
         raise AnalysisError(f"{str(path)!r} is no run of thermoscope train; give the folder of one to --run.")
     return config
+
+
+def training_data(config: Mapping[str, Any]) -> DataSplits:
+    """The data that a run was trained on, from its settings.
+
+    Raises:
+        AnalysisError: if they are no longer there.
+    """
+    return load_data(
+        config["data"],
+        data_dir=config["data_dir"],
+        preprocessing=Preprocessing(size=config["image_size"], rgb=config["rgb"]),
+        seed=config["seed"],
+    )
 
 
 def chosen_snapshots(run: Run, steps: Sequence[int]) -> dict[int, Path]:
