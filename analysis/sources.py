@@ -24,7 +24,7 @@ from probes.selection import nearest
 from .errors import AnalysisError
 from .preprocessing import Preprocessing
 
-__all__ = ["DataSplits", "find_device", "load_data", "load_model"]
+__all__ = ["DataSplits", "find_device", "load_data", "load_model", "require_model"]
 
 
 @dataclass(frozen=True)
@@ -74,23 +74,39 @@ def load_model(name: str, num_classes: int) -> nn.Module:
         AnalysisError: for a name that does not exist; the message has the nearest ones.
     """
     source, rest = _split(name, "torchvision:resnet18, timm:vit_tiny_patch16_224 or my.module:build")
+    require_model(name)
     model: nn.Module
     if source == "torchvision":
         import torchvision.models as zoo
 
-        _require(rest, zoo.list_models(module=zoo), "torchvision has no model")
         own_weights = {"init_weights": True} if rest in ("inception_v3", "googlenet") else {}
         model = zoo.get_model(rest, weights=None, num_classes=num_classes, **own_weights)
     elif source == "timm":
         import timm
 
-        _require(rest, timm.list_models(), "timm has no model")
         model = timm.create_model(rest, pretrained=False, num_classes=num_classes)
     else:
         model = _call(source, rest, num_classes=num_classes)
     if not isinstance(model, nn.Module):
         raise AnalysisError(f"{name!r} returned a {type(model).__name__}, not a torch.nn.Module.")
     return model
+
+
+def require_model(name: str) -> None:
+    """Refuse a name that torchvision or timm does not have.
+
+    Raises:
+        AnalysisError: with the nearest names.
+    """
+    source, _, rest = name.partition(":")
+    if source == "torchvision":
+        import torchvision.models as zoo
+
+        _require(rest, zoo.list_models(module=zoo), "torchvision has no model")
+    elif source == "timm":
+        import timm
+
+        _require(rest, timm.list_models(), "timm has no model")
 
 
 def load_data(

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .errors import AnalysisError
-from .sources import load_model
+from .sources import load_model, require_model
 
 __all__ = ["load_checkpoint_of", "load_published", "load_weights", "read_weights"]
 
@@ -90,7 +90,7 @@ def load_published(name: str) -> nn.Module:
     source, _, rest = name.partition(":")
     if source not in ("torchvision", "timm"):
         raise AnalysisError(f"no weights are published with {name!r}; pass a file with --checkpoint FILE.")
-    load_model(name, 10)  # refuses an unknown name
+    require_model(name)
     if source == "torchvision":
         from torchvision.models import get_model, get_model_weights
 
