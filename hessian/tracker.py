@@ -16,10 +16,11 @@ from torch.func import functional_call, vmap
 
 from .data import examples_in, leaves, mapped, moved, pieces
 from .errors import HessianError
-from .hvp import differentiated, evaluating
+from .hvp import evaluating
 from .objective import call_with
-from .parameters import flatten, select_parameters, split
+from .parameters import select_parameters
 from .sample import Sample
+from .sample_hessian import SampleHessian
 from .short_lanczos import short_lanczos
 
 __all__ = ["EigenTracker", "TrackedPair"]
@@ -138,7 +139,6 @@ class EigenTracker:
         self.model, self.every = model, every
         self._loss_fn, self._batch_loss = loss_fn, batch_loss
         self.parameters = select_parameters(model, parameters)
-        self.layout = {name: tuple(p.shape) for name, p in self.parameters.items()}
         self._examples, self._held_out, self._per_estimate = examples, held_out, products
         self._importance = loss_fn is not None if importance is None else importance
         self._sample = Sample(examples + held_out, seed)
@@ -277,7 +277,7 @@ class EigenTracker:
         batches = self._sample.draw(sizes, self._fresh_scores if self._importance else None)
         products = 0
         with self._undisturbed():
-            hessian = _SampleHessian(self, *batches[0])
+            hessian = self._hessian(*batches[0])
             start = hessian.flipped_gradient
             for pair in (self.smallest, self.largest):
                 if pair is not None:
@@ -288,7 +288,7 @@ class EigenTracker:
             curvatures = []
             del hessian  # before the next graph is built
             for batch, weights in batches[1:]:
-                other = _SampleHessian(self, batch, weights)
+                other = self._hessian(batch, weights)
                 curvatures.append([float(v @ other.multiply(v)) for v in vectors])
                 products += len(vectors)
         if not np.isfinite([*found.values, *np.ravel(curvatures)]).all():
@@ -299,6 +299,10 @@ class EigenTracker:
             for i in (0, 1)
         )
         self._sample.clear()
+
+    def _hessian(self, batch: Any, weights: torch.Tensor) -> SampleHessian:
+        batch = moved(batch, self._device, None)
+        return SampleHessian(self.model, self.parameters, lambda at: self._loss_of(at, batch, weights))
 
     def _judged(self, fitted: float, vector: torch.Tensor, change: float, others: list[float]) -> TrackedPair:
         held_out = sum(others) / len(others)
@@ -358,41 +362,3 @@ class _Caught:
 
     def __reduce__(self) -> tuple[type[_Caught], tuple[()]]:
         return _Caught, ()
-
-
-class _SampleHessian:
-    """The Hessian of the loss of some weighted examples, as its products; the gradient's graph is kept."""
-
-    def __init__(self, tracker: EigenTracker, batch: Any, weights: torch.Tensor):
-        self._layout = tracker.layout
-        self._at = {name: p.detach().clone().requires_grad_() for name, p in tracker.parameters.items()}
-        # The parts of the model's state that are not named are its own; buffers could be written to.
-        state = {name: b.detach().clone() for name, b in tracker.model.named_buffers()}
-        with torch.enable_grad():
-            loss = tracker._loss_of({**self._at, **state}, moved(batch, tracker._device, None), weights)
-            if loss.numel() != 1 or not bool(loss.isfinite().all()):
-                raise HessianError(
-                    f"the loss at step {tracker.steps} is {loss.detach().tolist()}; it must be "
-                    "a finite number."
-                )
-            found = torch.autograd.grad(loss, list(self._at.values()), create_graph=True, allow_unused=True)
-        self._gradient = dict(zip(self._at, found, strict=True))
-
-    @property
-    def flipped_gradient(self) -> torch.Tensor:
-        """The gradient, the last layer's with the opposite sign, of length 1, (n,)."""
-        last = list(self._at)[-1].rpartition(".")[0]
-        signs = {name: -1.0 if name.rpartition(".")[0] == last else 1.0 for name in self._at}
-        vector = flatten(
-            {
-                name: torch.zeros_like(self._at[name]) if g is None else signs[name] * g.detach()
-                for name, g in self._gradient.items()
-            }
-        )
-        length: torch.Tensor = vector.norm().clamp(min=torch.finfo(vector.dtype).tiny)
-        return vector / length
-
-    def multiply(self, vector: torch.Tensor) -> torch.Tensor:
-        """H v, (n,): the gradient of (gradient . v)."""
-        gradient = list(self._gradient.values())
-        return flatten(differentiated(self._at, gradient, split(vector, self._layout)))

@@ -340,7 +340,7 @@ def test_a_part_of_the_parameters() -> None:
     tracker.step(images(0))
     assert tracker.largest is not None
     assert tracker.largest.vector.shape == (3 * 64 + 3,)
-    assert list(tracker.layout) == ["out.weight", "out.bias"]
+    assert list(tracker.parameters) == ["out.weight", "out.bias"]
 
 
 def test_closing_takes_the_hook_off() -> None:
