@@ -9,21 +9,33 @@ with ProbeSet(model, layers=["layer*.*", "layer1.0.add"], num_classes=1000) as p
     result = probes.evaluate(valid_loader)       # error, loss and standard errors per layer
 """
 
-from .controls import LearningCurve, Selectivity, learning_curve, selectivity
-from .controls_code import CodeLength, code_length
-from .controls_readouts import nearest_neighbours, ridge
+from .controls import (
+    CodeLength,
+    LearningCurve,
+    Selectivity,
+    code_length,
+    learning_curve,
+    nearest_neighbours,
+    ridge,
+    selectivity,
+)
 from .errors import ProbeError
-from .features import ArrayFeatures, FeatureTable
-from .features_views import with_labels
-from .fit import fit_probes
-from .fit_result import FittedProbes, LinearClassifier, PathPoint
+from .fit import (
+    ArrayFeatures,
+    FeatureTable,
+    FittedProbes,
+    LinearClassifier,
+    PathPoint,
+    evaluate_probes,
+    fit_probes,
+    with_labels,
+)
 from .host import default_forward
 from .probe_set import ProbeSet
 from .reduction import Auto, Flatten, Pool, Positions, Project, Reduction, Subset, Token, parse_reduction
 from .results import ProbeResult, Reading, Reference
 from .selection import HookPoint, Pattern, Selection
-from .store import FeatureStore
-from .store_pass import Estimate
+from .store import Estimate, FeatureStore
 from .streams import preserved_random_state, random_subset
 from .survey import hook_points
 from .targets import Classification, MultiLabel, Regression, Target
@@ -61,6 +73,7 @@ __all__ = [
     "Token",
     "code_length",
     "default_forward",
+    "evaluate_probes",
     "fit_probes",
     "hook_points",
     "learning_curve",

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import fields, is_dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence
-from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from .errors import ProbeError
-from .selection import INPUT, OUTPUT, HookPoint, Selection, nearest, no_such_layer
+from .interception import Frame, Interceptor, operation_name
+from .selection import INPUT, OUTPUT, HookPoint, Selection, no_such_layer
+from .values import argument, element, tensors
 
 __all__ = ["ForwardStopped", "Receiver", "Taps"]
-
-# Python's operators reach torch under these names; torchvision's node names are those of `operator`.
-_OPERATOR_NAMES = {"rsub": "sub", "rdiv": "truediv", "div": "truediv", "rpow": "pow", "remainder": "mod"}
 
 
 class ForwardStopped(Exception):
@@ -68,7 +64,7 @@ class Taps:
         self._wanted: dict[str, list[HookPoint]] = {}  # by candidate name; also remembers what is not wanted
         self._seen: dict[str, HookPoint] = {}
         self._called_from: dict[str, set[str]] = {}  # module path -> paths of the modules that called it
-        self._frames: list[_Frame] = []
+        self._frames: list[Frame] = []
         self._calls: Counter[str] = Counter()
         self._order: list[str] = []
         self._batch: int | None = None  # examples in the forward under way, if its first argument tells
@@ -124,7 +120,7 @@ class Taps:
             # A call inside a backward is activation checkpointing running the forward again.
             inside_backward = torch._C._current_graph_task_id() != -1
             self._live = not inside_backward and self._receiver.begin(args, kwargs)
-            first = next(_tensors([args, kwargs]), None)
+            first = next(tensors([args, kwargs]), None)
             self._batch = len(first) if isinstance(first, torch.Tensor) else None
         if not self._live:
             return
@@ -133,8 +129,8 @@ class Taps:
             caller.pause()
             self._called_from.setdefault(path, set()).add(caller.path)
         candidate = HookPoint(self._numbered(path or OUTPUT), "output", path, type(module).__name__, module)
-        self._frames.append(_Frame(candidate, self._interceptor(path, module)))
-        self._hand_over(candidate, "input", lambda pick: _argument(args, kwargs, pick))
+        self._frames.append(Frame(candidate, self._interceptor(path, module)))
+        self._hand_over(candidate, "input", lambda pick: argument(args, kwargs, pick))
         self._frames[-1].resume()
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -142,7 +138,7 @@ class Taps:
             return
         frame = self._frames[-1]
         frame.pause()
-        self._hand_over(frame.candidate, "output", lambda pick: _element(output, pick, self._batch))
+        self._hand_over(frame.candidate, "output", lambda pick: element(output, pick, self._batch))
         self._complete = module is self._model
 
     def _leave(self, module: nn.Module, *_: Any) -> None:
@@ -161,12 +157,12 @@ class Taps:
 
     def _operation(self, scope: HookPoint, function: Callable[..., Any], result: Any) -> None:
         """An operation has run directly in the code of module `scope`."""
-        path, name = scope.scope, _operation_name(function)
-        if not name or next(_tensors(result), None) is None:
+        path, name = scope.scope, operation_name(function)
+        if not name or next(tensors(result), None) is None:
             return
         numbered = self._numbered(f"{path}.{name}" if path else name)
         candidate = HookPoint(numbered, "operation", path, name, scope.module)
-        self._hand_over(candidate, "operation", lambda pick: _element(result, pick))
+        self._hand_over(candidate, "operation", lambda pick: element(result, pick))
 
     def _hand_over(self, candidate: HookPoint, kind: str, value_at: Callable[[str], Any]) -> None:
         name = candidate.name
@@ -201,8 +197,8 @@ class Taps:
         self._calls[base] += 1
         return f"{base}_{count}" if count else base
 
-    def _interceptor(self, path: str, module: nn.Module) -> _Interceptor | None:
-        return _Interceptor(self) if self._selection.may_hold_operations(path, module) else None
+    def _interceptor(self, path: str, module: nn.Module) -> Interceptor | None:
+        return Interceptor(self._operation) if self._selection.may_hold_operations(path, module) else None
 
     def _abandon(self) -> None:
         """Forget the forward under way, if any."""
@@ -255,105 +251,3 @@ class _Hook:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (nullcontext(), "__exit__")  # takes any arguments, returns None, needs no import
-
-
-class _Frame:
-    """A module call in progress, with the interceptor of the operations in its own code."""
-
-    def __init__(self, candidate: HookPoint, interceptor: _Interceptor | None):
-        self.candidate, self.path = candidate, candidate.scope
-        self._interceptor = interceptor
-        if interceptor is not None:
-            interceptor.scope = candidate
-
-    def pause(self) -> None:
-        """Let functions through: other code than this module's runs. Off the stack where that is possible."""
-        if self._interceptor is not None:
-            self._interceptor.muted = True
-            # What lies above it stays: a mode of the user's, or another set's, which then takes it along.
-            while isinstance(top := _get_current_function_mode(), _Interceptor) and top.muted:
-                top.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-                top.entered = False
-
-    def resume(self) -> None:
-        if self._interceptor is not None:
-            self._interceptor.muted = False
-            if not self._interceptor.entered:
-                self._interceptor.__enter__()  # type: ignore[no-untyped-call]
-                self._interceptor.entered = True
-
-
-class _Interceptor(TorchFunctionMode):
-    """Sees the torch functions that run between its frame's `resume` and `pause`."""
-
-    scope: HookPoint
-
-    def __init__(self, taps: Taps):
-        super().__init__()
-        self.muted, self.entered = True, False
-        self._taps = taps
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not self.muted:
-            self._taps._operation(self.scope, func, result)
-        return result
-
-
-def _operation_name(function: Callable[..., Any]) -> str:
-    """`add` for `a + b`, `a += b`, `torch.add`, `a.add_(b)`; empty for property access."""
-    name = getattr(function, "__name__", "")
-    if name in ("__get__", "__set__", "__delete__"):
-        return ""
-    name = name.strip("_")
-    return _OPERATOR_NAMES.get(name, name)
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor | PackedSequence]:
-    """The floating-point tensors with a batch dimension in a nest of tuples, mappings and dataclasses."""
-    if isinstance(value, torch.Tensor):
-        if value.is_floating_point() and value.ndim > 0:
-            yield value
-    elif isinstance(value, PackedSequence):
-        yield value
-    else:
-        for item in _items(value).values():
-            yield from _tensors(item)
-
-
-def _items(value: Any) -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        return {str(key): item for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return {str(i): item for i, item in enumerate(value)}
-    if is_dataclass(value):
-        return {f.name: getattr(value, f.name) for f in fields(value)}
-    return {}
-
-
-def _element(value: Any, pick: str, batch: int | None = None) -> torch.Tensor | PackedSequence | None:
-    """The first features in the element that a pick like `1.hidden_states` names.
-
-    Given the examples in the batch, rather the first that can have a row for each: a block may hand on
-    what it has of smaller parts beside them.
-    """
-    for key in filter(None, pick.split(".")):
-        items = _items(value)
-        if key not in items:
-            raise ProbeError(
-                f"the output has no element {key!r} for the pick ':{pick}'; {nearest(key, list(items))}."
-            )
-        value = items[key]
-    found = list(_tensors(value))
-    suitable = (f for f in found if isinstance(f, PackedSequence) or batch in f.shape[:2])
-    return next(suitable, found[0] if found else None)
-
-
-def _argument(
-    args: tuple[Any, ...], kwargs: dict[str, Any], pick: str
-) -> torch.Tensor | PackedSequence | None:
-    """The first features in the arguments, or in the one that `in.1` or `in.name` names."""
-    arguments = {**_items(args), **kwargs}
-    return _element(arguments, pick.removeprefix("in").removeprefix("."))

@@ -27,7 +27,8 @@ from analysis.graph import model_graph
 from analysis.graph_figure import graph_over_training
 from analysis.preprocessing import Preprocessing, own_preprocessing
 from analysis.pretrained_models import inception_v3_trunk
-from analysis.probing import ProbeSettings, probe_model
+from analysis.probe_settings import ProbeSettings
+from analysis.probing import probe_model
 from analysis.tables import by_step, side_by_side
 from analysis.weights import load_weights
 from probes import ProbeResult
@@ -183,7 +184,7 @@ The lowest is {100 * lowest.error:.1f}%, at `{lowest.layer}`.
 
 Prediction error (%) by training step ({BATCH} images each), on {learning[0].references[0].n:,} test images:
 
-{markdown(by_step(learning).map("{{:.1f}}".format))}
+{markdown(by_step(learning).map("{:.1f}".format))}
 
 {PAPER}
 

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from probes.certificate import duality_gap
-from probes.features import Rows, Scaling
-from probes.softmax import Softmax
+from probes.fit.certificate import duality_gap
+from probes.fit.features import Rows, Scaling
+from probes.fit.softmax import Softmax
 
 from .fitting import clusters, objective, optimum, standardised
 

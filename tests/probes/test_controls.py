@@ -16,7 +16,7 @@ from probes import (
     selectivity,
     with_labels,
 )
-from probes.features_views import RowSubset, stratified_order
+from probes.fit.views import RowSubset, stratified_order
 
 from .fitting import clusters, standardised
 

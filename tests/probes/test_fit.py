@@ -9,8 +9,8 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from analysis.tables import frame
-from probes import ArrayFeatures, ProbeError, fit_probes
-from probes.fit import _PATH
+from probes import ArrayFeatures, ProbeError, evaluate_probes, fit_probes
+from probes.fit.all_layers import _PATH
 
 from .fitting import clusters, optimum, standardised
 
@@ -88,6 +88,24 @@ def test_validation_rows_choose_and_test_rows_do_not():
     assert alone.path[0].objective == pytest.approx(best.objective, rel=2e-6)
 
 
+def test_early_stopping_keeps_the_point_of_least_validation_loss():
+    x, y = clusters(150, 100, 4, noise=10)
+    train, valid = ArrayFeatures({"x": x[:100]}, y[:100]), ArrayFeatures({"x": x[100:]}, y[100:])
+    stopped = fit_probes(train, valid, l2=1e-4, early_stopping=True, progress=False)
+    to_the_end = fit_probes(train, valid, l2=1e-4, progress=False)
+    (point,) = stopped.path
+    assert point.valid_loss is not None
+    assert point.valid_loss == pytest.approx(stopped.valid["x"].loss)
+    assert point.valid_loss < to_the_end.valid["x"].loss - 0.1, "nothing was there to be stopped"
+    assert point.valid_loss < np.log(4)
+    assert not point.converged
+    true_gap = point.objective - to_the_end.path[0].objective
+    assert 0 < true_gap <= point.gap * (1 + 1e-6)
+    assert stopped.train["x"].gap == point.gap
+    with pytest.raises(ProbeError, match="stopping early needs rows that were not fitted"):
+        fit_probes(train, early_stopping=True)
+
+
 def test_scores_are_means_with_standard_errors():
     x, y = clusters(500, 10, 8, noise=3)
     found = fit(x, y, 1e-2)
@@ -104,6 +122,34 @@ def test_scores_are_means_with_standard_errors():
     assert (reading.lr, reading.n, reading.features) == (None, 500, 10)
     assert found.train.references[0].majority_error == pytest.approx(1 - np.bincount(y).max() / 500)
     assert frame(found.train).loc[0, "l2"] == 1e-2
+
+
+def test_fitted_probes_on_other_rows():
+    x, y = clusters(300, 6, 7)
+    train, test = ArrayFeatures({"x": x[:200]}, y[:200]), ArrayFeatures({"x": x[200:]}, y[200:])
+    fitted = fit_probes(train, None, test, l2=1e-2, progress=False)
+    assert evaluate_probes(fitted, test) == fitted.test
+    assert evaluate_probes(fitted, train, split="train") == fitted.train
+    moved = ArrayFeatures({"x": x[200:] + 1}, y[200:])
+    log_p = fitted.classifiers["x"].predict_log_proba(x[200:] + 1)
+    found = evaluate_probes(fitted, moved, split="moved")
+    assert found.split == "moved"
+    assert found["x"].loss == pytest.approx(-log_p[np.arange(100), y[200:]].mean(), rel=1e-5)
+    assert found["x"].error == pytest.approx((log_p.argmax(1) != y[200:]).mean())
+    assert found["x"].gap == fitted.train["x"].gap
+
+
+def test_rows_that_fitted_probes_cannot_be_measured_on():
+    x, y = clusters(60, 4, 3)
+    fitted = fit(x[y < 2], y[y < 2], 1e-2, num_classes=3)
+    for features, labels, message in (
+        ({"z": x}, y, "no features of the fitted layer 'x'"),
+        ({"x": x[:, :3]}, y % 2, "has 3 features in test and was fitted with 4"),
+        ({"x": x}, y, "rows of class 2, which was not fitted"),
+        ({"x": x}, y + 5, "rows of class 5, which was not fitted"),
+    ):
+        with pytest.raises(ProbeError, match=message):
+            evaluate_probes(fitted, ArrayFeatures(features, labels))
 
 
 def test_half_precision_integers_and_constant_features():

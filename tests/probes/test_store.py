@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from probes import Estimate, FeatureStore, ProbeError, ProbeSet, Subset, random_subset
-from probes.store_columns import Column
+from probes.store.columns import Column
 
 from .models import CLASSES, ConvNet, Mlp, Tagger, assert_identical, random_streams, seed_everything
 from .test_detach import traces
@@ -325,7 +325,7 @@ def test_what_it_will_do_is_reported_first(tmp_path: Path) -> None:
 
 def test_timing_the_estimate_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     extract(tmp_path / "1")
-    monkeypatch.setattr("probes.store_pass._MANY", 1)
+    monkeypatch.setattr("probes.store.one_pass._MANY", 1)
     model = convnet()
     calls = counting_calls(model)
     extract(tmp_path / "2", model)
@@ -391,8 +391,8 @@ def test_files_of_another_model_or_store_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_large_file_is_read_whole_by_verify_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("probes.store_columns._WHOLE", 0)
-    monkeypatch.setattr("probes.store_columns._ROWS", 2)
+    monkeypatch.setattr("probes.store.columns._WHOLE", 0)
+    monkeypatch.setattr("probes.store.columns._ROWS", 2)
     store = extract(tmp_path)
     alter("add.npy", flipped)(tmp_path)
     reopened = FeatureStore.open(store.path)  # the middle is neither the first nor the last row

@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from probes import FeatureStore, ProbeError, store_writer
-from probes.store_job import Lock
+from probes import FeatureStore, ProbeError
+from probes.store import writer
+from probes.store.job import Lock
 
 from .models import seed_everything
 from .test_distributed import in_two_processes
@@ -31,8 +32,8 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Forked processes cannot use their parent's pool of threads; and progress is noted often."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr("probes.store_writer._INTERVAL", 0.0)
-    monkeypatch.setattr("probes.store_writer._PATIENCE", 0.0)
+    monkeypatch.setattr(writer, "_INTERVAL", 0.0)
+    monkeypatch.setattr(writer, "_PATIENCE", 0.0)
     yield
     torch.set_num_threads(threads)
 
@@ -191,7 +192,7 @@ def test_two_calls_at_once(tmp_path: Path) -> None:
 
 
 def shared(rank: int, path: str) -> dict[str, Any]:
-    store_writer._INTERVAL = 0.0
+    writer._INTERVAL = 0.0
     seed_everything(rank)
     store = run(Path(path) / "shared")
     refused = ""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .errors import ProbeError
+from ..errors import ProbeError
 from .features import FeatureTable
 
-__all__ = ["Splits"]
+__all__ = ["Splits", "require_labels"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Splits:
         given = {"train": train, "valid": valid, "test": test}
         tables = {name: table for name, table in given.items() if table is not None}
         for name, table in tables.items():
-            _check_labels(name, table)
+            require_labels(name, table)
             missing = [layer for layer in train.layers if layer not in table.layers]
             if missing:
                 raise ProbeError(
@@ -76,7 +76,8 @@ class Splits:
         return np.searchsorted(self.present, self.tables[name].labels)
 
 
-def _check_labels(name: str, table: FeatureTable) -> None:
+def require_labels(name: str, table: FeatureTable) -> None:
+    """Refuse rows without one class number each."""
     labels = table.labels
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ProbeError(

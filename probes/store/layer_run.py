@@ -11,12 +11,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from .automatic import automatic_layers
-from .errors import ProbeError
-from .host import Forward, device_of, to_device
-from .reader import FeatureReader, Reduce
-from .selection import Pattern, Selection
-from .taps import ForwardStopped, Taps
+from ..automatic import automatic_layers
+from ..errors import ProbeError
+from ..host import Forward, device_of, to_device
+from ..reader import FeatureReader, Reduce
+from ..selection import Pattern, Selection
+from ..taps import ForwardStopped, Taps
 
 __all__ = ["SINGLE", "LayerRun", "Request", "StoredLayer", "Tensors", "listed"]
 

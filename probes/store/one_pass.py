@@ -13,13 +13,13 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from ..errors import ProbeError
+from .contents import Data
 from .digests import Digests, input_digests
-from .errors import ProbeError
-from .store_contents import Data
-from .store_job import Job
-from .store_run import LayerRun, StoredLayer, Tensors
-from .store_source import Opening, Source
-from .store_writer import Stored, Writer
+from .job import Job
+from .layer_run import LayerRun, StoredLayer, Tensors
+from .source import Opening, Source
+from .writer import Stored, Writer
 
 __all__ = ["Estimate", "First", "Pass"]
 

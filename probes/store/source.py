@@ -18,9 +18,9 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from ..errors import ProbeError
+from ..host import label_key, tensors_in
 from .digests import Digests, input_digests
-from .errors import ProbeError
-from .host import label_key, tensors_in
 
 __all__ = ["Opening", "Source"]
 

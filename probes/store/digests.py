@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from .host import tensors_in
+from ..host import tensors_in
 
 __all__ = ["Digests", "array_digest", "input_digests", "mixed", "model_digest"]
 

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..results import ProbeResult, Reading, Reference
+from ..tally import Tally
+from ..targets import Classification
 from .features import FeatureTable, Rows
-from .fit_result import PathPoint
-from .results import ProbeResult, Reading, Reference
-from .tally import Tally
-from .targets import Classification
+from .fitted import PathPoint
 
 __all__ = ["Scores", "reading", "result", "scores"]
 

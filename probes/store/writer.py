@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..errors import ProbeError
+from .columns import Column
 from .digests import Digests, array_digest, mixed
-from .errors import ProbeError
-from .store_columns import Column
-from .store_records import readable_errors
+from .records import readable_errors
 
 __all__ = ["Progress", "Stored", "Writer"]
 

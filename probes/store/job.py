@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .errors import ProbeError
-from .store_columns import Column, Digest, hexadecimal
-from .store_contents import Data, Manifest, Settings, checkpoint_folder, checkpoints, layer_column
-from .store_records import read_record, readable_errors, write_record
-from .store_run import StoredLayer
-from .store_writer import Progress
+from ..errors import ProbeError
+from .columns import Column, Digest, hexadecimal
+from .contents import Data, Manifest, Settings, checkpoint_folder, checkpoints, layer_column
+from .layer_run import StoredLayer
+from .records import read_record, readable_errors, write_record
+from .writer import Progress
 
 __all__ = ["Job", "Lock"]
 

@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ProbeError
-from .store_columns import Column, Digest, file_name
-from .store_records import checksum, read_record, write_record
-from .store_run import SINGLE, StoredLayer
+from ..errors import ProbeError
+from .columns import Column, Digest, file_name
+from .layer_run import SINGLE, StoredLayer
+from .records import checksum, read_record, write_record
 
 __all__ = ["Data", "Manifest", "Settings", "checkpoint_folder", "checkpoints", "layer_column"]
 

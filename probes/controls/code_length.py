@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .features import FeatureTable
-from .features_views import RowSubset
-from .fit import fit_probes
-from .fit_result import LinearClassifier
+from ..fit import FeatureTable, LinearClassifier, fit_probes
+from ..fit.views import RowSubset
 
 __all__ = ["CodeLength", "code_length"]
 

@@ -16,16 +16,16 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
+from ..errors import ProbeError
+from ..host import Forward, default_forward, unwrap
+from ..reader import Reduce
+from ..selection import Pattern, nearest
+from .columns import Column, Digest
+from .contents import Data, Manifest, checkpoint_folder, checkpoints, layer_column
 from .digests import model_digest
-from .errors import ProbeError
-from .host import Forward, default_forward, unwrap
-from .reader import Reduce
-from .selection import Pattern, nearest
-from .store_columns import Column, Digest
-from .store_contents import Data, Manifest, checkpoint_folder, checkpoints, layer_column
-from .store_extract import Extraction
-from .store_pass import Estimate
-from .store_run import SINGLE, Request, listed
+from .extraction import Extraction
+from .layer_run import SINGLE, Request, listed
+from .one_pass import Estimate
 
 __all__ = ["FeatureStore"]
 
@@ -105,9 +105,8 @@ class FeatureStore:
             loader: batches for `forward`, the same in every pass: a `DataLoader` without shuffling, or
                 anything that can be iterated again and again (which is gone through once more to be counted).
             path: a folder; it need not exist.
-            layers, exclude, reduce, seed: as for `ProbeSet`; the random subsets are the same, too. One row
-            per
-                example: `reduce="positions"` is refused.
+            layers, exclude, reduce, seed: as for `ProbeSet`; the random subsets are the same, too. A store
+                has one row per example, so `reduce="positions"` is refused.
             dtype: of the files: "float32" or "float16".
             autocast: run the model in mixed precision of this type.
             forward: `forward(model, batch) -> (output, labels)`; see `default_forward`. One that does more

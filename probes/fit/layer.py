@@ -8,20 +8,22 @@ from math import inf
 import numpy as np
 import torch
 
-from .errors import ProbeError
+from ..errors import ProbeError
 from .features import Rows, Scaling
-from .fit_readings import Scores, scores
-from .fit_result import LinearClassifier, PathPoint
-from .fit_splits import Splits
+from .fitted import LinearClassifier, PathPoint
+from .metric import Gram, Metric
+from .readings import Scores, scores
 from .softmax import Softmax
-from .softmax_metric import Gram, Metric
-from .softmax_solver import minimise
+from .solver import minimise
+from .splits import Splits
 
 __all__ = ["LayerFit"]
 
 _WIDEST = 4096  # features whose Gram matrix conditions a fit
 _GRAM_BYTES = 28  # per entry: the Gram matrix, a Hessian, its factor, and that in float32, with temporaries
 _PATIENCE = 2  # strengths in a row that may fail to lower the validation loss
+_MORE_STEPS = 10  # steps in a row that may, where the descent is what is stopped
+_EARLY_METRIC = 1.0  # of a descent that is stopped: directions of little variance, mostly noise, come last
 
 
 class LayerFit:
@@ -79,6 +81,35 @@ class LayerFit:
                 best, since = valid.loss[0] if valid else inf, 0
             if since == _PATIENCE:
                 break
+
+    def run_early_stopped(self, l2: float, tol: float, max_iter: int) -> None:
+        """Descend from nothing, and keep the point on the way that has the least validation loss."""
+        problem = Softmax(self._rows["train"], self._y["train"], len(self._splits.present))
+        metric = Metric(problem, Gram(self._rows["train"], self._widest), _EARLY_METRIC)
+        best, since = inf, 0
+
+        def watch(theta: torch.Tensor) -> bool:
+            nonlocal best, since
+            loss, since = self.measure("valid", theta).loss[0], since + 1
+            if loss < best:
+                best, since, self._theta = loss, 0, theta
+            return since == _MORE_STEPS
+
+        self._theta = problem.start()
+        watch(self._theta)
+        solution = minimise(problem, metric, l2, self._theta, tol, max_iter, watch)
+        at, valid = problem.evaluate(self._theta, l2, torch.float64), self.measure("valid")
+        self.chosen = PathPoint(
+            layer=self.layer,
+            l2=l2,
+            objective=at.value,
+            gap=at.gap,
+            converged=at.gap <= tol * at.value,
+            iterations=solution.iterations,
+            valid_loss=valid.loss[0],
+            valid_error=valid.error[0],
+        )
+        self.path.append(self.chosen)
 
     def measure(self, split: str, theta: torch.Tensor | None = None) -> Scores:
         """Scores on a split, of the chosen probe if no other is given."""

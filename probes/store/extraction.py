@@ -11,17 +11,17 @@ from typing import Any
 import torch.distributed as dist
 from torch import nn
 
+from ..errors import ProbeError
+from ..host import held_fixed
+from .contents import Data, Manifest, Settings, checkpoint_folder
 from .digests import model_digest
-from .errors import ProbeError
-from .host import held_fixed
-from .store_contents import Data, Manifest, Settings, checkpoint_folder
-from .store_job import Job, Lock
-from .store_pass import Estimate, First, Pass
-from .store_processes import Processes
-from .store_records import checksum
-from .store_run import LayerRun, Request, StoredLayer
-from .store_source import Opening, Source
-from .store_writer import Stored
+from .job import Job, Lock
+from .layer_run import LayerRun, Request, StoredLayer
+from .one_pass import Estimate, First, Pass
+from .processes import Processes
+from .records import checksum
+from .source import Opening, Source
+from .writer import Stored
 
 __all__ = ["Extraction"]
 

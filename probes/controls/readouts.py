@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from tqdm import tqdm
 
-from .errors import ProbeError
-from .features import FeatureTable, Rows, Scaling
-from .fit_readings import result
-from .fit_splits import Splits
-from .results import ProbeResult, Reading
-from .tally import Tally
+from ..errors import ProbeError
+from ..fit.features import FeatureTable, Rows, Scaling
+from ..fit.readings import result
+from ..fit.splits import Splits
+from ..results import ProbeResult, Reading
+from ..tally import Tally
 
 __all__ = ["nearest_neighbours", "ridge"]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
+from .metric import Metric
 from .softmax import Evaluation, Softmax
-from .softmax_metric import Metric
 
 __all__ = ["Solution", "minimise"]
 
@@ -16,6 +18,8 @@ _MEMORY = 20  # pairs of steps and changes of the gradient
 _NOISE = {torch.float32: 2e-7, torch.float64: 1e-14}  # of an objective, relative
 _STALL = 10  # steps within the noise that have not lowered the gap
 _TRIALS = 20  # of a line search
+
+Watch: TypeAlias = Callable[[torch.Tensor], bool]  # sees each point, and says whether to stop
 
 
 @dataclass(frozen=True)
@@ -36,15 +40,21 @@ class Solution:
 
 
 def minimise(
-    problem: Softmax, metric: Metric, l2: float, start: torch.Tensor, tol: float, max_iter: int
+    problem: Softmax,
+    metric: Metric,
+    l2: float,
+    start: torch.Tensor,
+    tol: float,
+    max_iter: int,
+    watch: Watch | None = None,
 ) -> Solution:
-    """Minimise until the certified gap is at most `tol` times the objective.
+    """Minimise until the certified gap is at most `tol` times the objective, or until `watch` says stop.
 
     L-BFGS (Nocedal & Wright, algorithm 7.5) in the metric's coordinates, with a line search for the Wolfe
     conditions in the form that rounding does not defeat (Hager & Zhang 2005). Products are of float32 as long
     as they suffice, then of float64; the returned value and gap are always of float64.
     """
-    descent = _Descent(problem, metric, l2, start)
+    descent = _Descent(problem, metric, l2, start, watch)
     # Half: the bias may yet move. Below 1e-7 float32 only loses time.
     descent.run(torch.float32, max(tol / 2, 1e-7), max_iter)
     at = descent.run(torch.float64, tol, max_iter)
@@ -54,8 +64,9 @@ def minimise(
 class _Descent:
     """The state of a descent; the curvature that it has gathered outlives a change of precision."""
 
-    def __init__(self, problem: Softmax, metric: Metric, l2: float, start: torch.Tensor):
-        self._problem, self._metric, self._l2 = problem, metric, l2
+    def __init__(self, problem: Softmax, metric: Metric, l2: float, start: torch.Tensor, watch: Watch | None):
+        self._problem, self._metric, self._l2, self._watch = problem, metric, l2, watch
+        self._is_stopped = False
         self._pairs: deque[tuple[torch.Tensor, torch.Tensor, float]] = deque(maxlen=_MEMORY)
         self.theta = start
         self.iterations = 0
@@ -72,7 +83,7 @@ class _Descent:
                 gradient = self._metric.covariant(at.gradient)
                 if not exact and self._slack(at) <= tol * at.value:
                     return at
-            if at.gap <= tol * at.value or self.iterations >= max_iter:
+            if at.gap <= tol * at.value or self.iterations >= max_iter or self._is_stopped:
                 return at
             step = self._direction(gradient)
             slope = float((gradient * step).sum())
@@ -90,6 +101,7 @@ class _Descent:
                 self._pairs.append((step, change, curvature))
             at, gradient = after, new_gradient
             self.iterations += 1
+            self._is_stopped = self._watch is not None and self._watch(self.theta)
 
     def _slack(self, at: Evaluation) -> float:
         """The gap, were the bias optimal for these weights."""

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from tqdm import tqdm
 
-from .errors import ProbeError
+from ..errors import ProbeError
+from ..results import Reading
 from .features import FeatureTable
-from .fit_layer import LayerFit
-from .fit_readings import reading, result
-from .fit_result import FittedProbes
-from .fit_splits import Splits
-from .results import Reading
+from .fitted import FittedProbes
+from .layer import LayerFit
+from .readings import reading, result
+from .splits import Splits
 
 __all__ = ["fit_probes"]
 
@@ -27,6 +27,7 @@ def fit_probes(
     test: FeatureTable | None = None,
     *,
     l2: float | Sequence[float] | None = None,
+    early_stopping: bool = False,
     tol: float = 1e-6,
     max_iter: int = 5000,
     memory: int = 2**32,
@@ -47,14 +48,17 @@ def fit_probes(
     Strengths of regularisation are tried from strong to weak, each fit starting from the one before. The one
     with the least validation loss is kept, and a layer's path ends early when two in a row have not lowered
     it. Test rows choose nothing. A fit is done when `gap <= tol * F`, where `gap` is an upper bound on
-    F - min F that follows from convexity (see `probes/certificate.py`); where rounding or `max_iter` prevents
-    that, the gap that was reached is reported.
+    F - min F that follows from convexity (see `certificate.py`); where rounding or `max_iter` prevents that,
+    the gap that was reached is reported.
 
     Args:
         train: features and labels to fit: a `FeatureStore`, or `ArrayFeatures`.
         valid: chooses the strength of regularisation; needed for more than one.
         test: only measured.
         l2: a strength, or several; 1 to 1e-4 in half decades if not given.
+        early_stopping: instead of choosing among strengths, take the weakest, descend from nothing, and keep
+            the point of least validation loss on the way. It is no optimum, as its gap says; nor does it
+            begin from `start`.
         tol: relative gap at which a fit is done. Every predicted probability to 1e-4 takes about 1e-10.
         max_iter: L-BFGS steps for each strength.
         memory: bytes, half for the float32 rows of a layer (which otherwise are read anew in every pass) and
@@ -69,6 +73,8 @@ def fit_probes(
     Raises:
         ProbeError: for labels out of range, NaN features, or splits that do not fit together.
     """
+    if early_stopping and valid is None:
+        raise ProbeError("stopping early needs rows that were not fitted; give valid=....")
     strengths = _strengths(l2, valid)
     if not tol > 0:
         raise ProbeError(f"tol={tol}: a fit ends at a relative gap above zero, such as 1e-6.")
@@ -80,7 +86,10 @@ def fit_probes(
         for layer in layers:
             layers.set_postfix_str(layer)
             fit = LayerFit(splits, layer, memory, where)
-            fit.run(strengths, tol, max_iter, start.classifiers.get(layer) if start else None)
+            if early_stopping:
+                fit.run_early_stopped(strengths[-1], tol, max_iter)
+            else:
+                fit.run(strengths, tol, max_iter, start.classifiers.get(layer) if start else None)
             for split, table in splits.tables.items():
                 readings[split].append(reading(table, fit.chosen, fit.size, fit.measure(split)))
             classifiers[layer] = fit.classifier()
