@@ -6,7 +6,8 @@ from .figures import error_by_depth
 from .graph import GraphNode, ModelGraph, model_graph
 from .graph_figure import graph_figure, graph_over_training, save_graph_figure
 from .preprocessing import Preprocessing, own_preprocessing
-from .probing import ProbeSettings, probe_model, probe_snapshots
+from .probe_settings import ProbeSettings
+from .probing import probe_model, probe_snapshots
 from .runs import Run
 from .schedule import Schedule
 from .sources import DataSplits, load_data, load_model

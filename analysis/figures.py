@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,7 +12,7 @@ from probes import ProbeResult
 
 from .style import BLUE, GREEN, GREY, ORANGE, PINK, canvas, finish_axes, log_ticks
 
-__all__ = ["error_by_depth"]
+__all__ = ["error_by_depth", "layer_axis", "width_for"]
 
 _CURVES = ((GREY, "o"), (BLUE, "s"), (ORANGE, "D"), (GREEN, "^"), (PINK, "v"))
 _WIDE = 12  # ratio of errors from which their scale is logarithmic
@@ -35,8 +35,7 @@ def error_by_depth(
     """
     results = {name: result.of(target or result.readings[0].target) for name, result in results.items()}
     layers = _union([[r.layer for r in result.readings] for result in results.values()])
-    width = min(max(6.4, 1.6 + 0.34 * len(layers)), 16)
-    figure, (axes,) = canvas(width)
+    figure, (axes,) = canvas(width_for(layers))
     curves = _CURVES[1:] if len(results) == 1 else _CURVES
     for (name, result), (colour, marker) in zip(results.items(), curves, strict=False):
         x = [layers.index(r.layer) for r in result.readings]
@@ -44,19 +43,29 @@ def error_by_depth(
         bars = 200 * np.array([r.error_se for r in result.readings])
         axes.errorbar(x, error, bars, label=name, color=colour, marker=marker, ms=4.5, lw=1.6, capsize=2)
     _references(axes, list(results.values())[-1])
+    layer_axis(axes, layers)
+    _scale_errors(axes, [100 * r.error for result in results.values() for r in result.readings])
+    axes.set_ylabel("prediction error of the probe (%)")
+    axes.set_title(title, fontsize=11)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def layer_axis(axes: Axes, layers: Sequence[str]) -> None:
+    """Layers from left to right."""
     every = 1 + (len(layers) - 1) // _MOST_LABELS
     axes.set_xticks(range(0, len(layers), every), layers[::every], fontsize=8)
     axes.tick_params(axis="x", labelrotation=45)
     for label in axes.get_xticklabels():
         label.set(ha="right", rotation_mode="anchor")
     axes.set_xlim(-0.5, len(layers) - 0.5)
-    _scale_errors(axes, [100 * r.error for result in results.values() for r in result.readings])
-    axes.set_ylabel("prediction error of the probe (%)")
     axes.set_xlabel("layer, in execution order")
-    axes.set_title(title, fontsize=11)
     finish_axes(axes, grid="y")
-    axes.legend(frameon=False, fontsize=8)
-    return figure
+
+
+def width_for(layers: Sequence[str]) -> float:
+    """Inches for a figure with so many layers."""
+    return min(max(6.4, 1.6 + 0.34 * len(layers)), 16)
 
 
 def _scale_errors(axes: Axes, errors: list[float]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,70 +14,42 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from probes import FeatureStore, FittedProbes, ProbeResult, fit_probes
+from probes import Estimate, FeatureStore, FeatureTable, FittedProbes, ProbeResult, fit_probes, with_labels
 
-from .graph import model_graph
-from .graph_figure import graph_figure, save_graph_figure
+from .controls import CONTROLS, Controls, measure_controls
+from .errors import AnalysisError
+from .probe_settings import FREE_SETTINGS, ProbeSettings
+from .probing_figures import draw_controls, draw_network, draw_training
 from .processes import join_processes
+from .run_records import RunRecords
 from .runs import Run
 from .snapshots import chosen_snapshots, keep_to_settings, training_config, training_data
 from .sources import DataSplits, find_device, load_model
-from .training_figures import error_curves, error_heat_map
 from .weights import load_weights
 
-__all__ = ["ProbeSettings", "probe_model", "probe_snapshots"]
+__all__ = ["probe_model", "probe_snapshots"]
 
-_SPLIT = "optimum"  # of these results: those of probes that trained along have other names
-
-
-@dataclass(frozen=True)
-class ProbeSettings:
-    """How layers are probed offline.
-
-    Attributes:
-        layers: patterns as in `ProbeSet`.
-        exclude: patterns of layers to leave out.
-        reduce: reduction of the features, as text.
-        l2: strengths of the penalty, one chosen on the validation set; `fit_probes` has a grid by default.
-        examples: of the training set, chosen once, and a third as many of the other two; all if 0.
-        dtype: of the features on disk, float32 or float16.
-        autocast: let the model compute in bfloat16 where that suits an operation.
-        keep_features: whether the features stay on disk, so that the same call takes seconds.
-        batch_size: examples per forward.
-        workers: processes that load data.
-        seed: of random features and of the choice of examples.
-        device: cpu, cuda, ...
-        steps: snapshots to look at; all if empty.
-    """
-
-    layers: tuple[str, ...] = ("auto",)
-    exclude: tuple[str, ...] = ()
-    reduce: str = "auto"
-    l2: tuple[float, ...] = ()
-    examples: int = 0
-    dtype: str = "float32"
-    autocast: bool = False
-    keep_features: bool = True
-    batch_size: int = 64
-    workers: int = 0
-    seed: int = 0
-    device: str = "cpu"
-    steps: tuple[int, ...] = ()
+_DEFAULTS = ProbeSettings()
+_OPTIMUM, _EARLY = "optimum", "early_stopped"  # splits of results: probes that trained along have others
 
 
 def probe_model(
     path: str | Path,
     model: nn.Module,
     data: DataSplits,
-    settings: ProbeSettings = ProbeSettings(),
+    settings: ProbeSettings = _DEFAULTS,
     *,
     progress: bool = True,
+    report: Callable[[Estimate], None] | None = None,
 ) -> ProbeResult | None:
     """Probe a model that is held fixed; everything is kept in a run directory.
 
     The features of the three splits are computed once and kept under `features`. Each layer's probe is
     fitted to its optimum on the training set, its penalty chosen on the validation set, and measured on the
     test set. Under `torchrun` each process runs the model on a part of the data, and the first one fits.
+
+    Before it computes the features of a split, `report` is told how long it will take and how much it will
+    write.
 
     Returns:
         The readings on the test set, with certificates; nothing but in the first process.
@@ -86,23 +58,28 @@ def probe_model(
         ProbeError: if a layer cannot be probed, or if the store is of other data.
         AnalysisError: if the directory cannot be written.
     """
-    job = _Job(Path(path), data, settings, progress)
-    fitted = job.fit(model.to(find_device(settings.device)), None)
-    if fitted is None:
+    job = _Job(Path(path), data, settings, progress, report)
+    probed = job.probe(model.to(find_device(settings.device)), None)
+    if probed is None:
         return None
     with Run(path) as run:
-        result = _result(fitted)
-        run.log(result, 0)
-        _draw_network(run, model, job, result)
-    return result
+        _keep(run, probed, 0)
+        draw_network(run, model, job.run_once, probed.result, settings.palette, settings.diodes)
+    return probed.result
 
 
 def probe_snapshots(
-    path: str | Path, settings: ProbeSettings = ProbeSettings(), *, progress: bool = True
+    path: str | Path,
+    settings: ProbeSettings = _DEFAULTS,
+    *,
+    progress: bool = True,
+    report: Callable[[Estimate], None] | None = None,
 ) -> dict[int, ProbeResult]:
     """Probe the snapshots of a run of `thermoscope train`, each fit starting from the one before.
 
     Snapshots that are done already are not probed again, so the same call goes on after an interruption.
+
+    `report` is called as by `probe_model`.
 
     Returns:
         The readings on the test set by step; nothing but in the first process of `torchrun`.
@@ -114,38 +91,53 @@ def probe_snapshots(
     path = Path(path)
     config = training_config(path)
     data = training_data(config)
-    job = _Job(path, data, settings, progress)
+    job = _Job(path, data, settings, progress, report)
     model = load_model(config["model"], data.num_classes).to(find_device(settings.device))
+    records = RunRecords(path)
+    snapshots, done = chosen_snapshots(records, settings.steps), _done(records, settings)
+    waiting = {step: file for step, file in snapshots.items() if step not in done}
+    if not job.leads:
+        for _ in job.follow(model, waiting):
+            pass
+        return {}
+    file = path / "features" / "settings.json"
+    keep_to_settings(file, settings, begun=bool(_results(records, settings)), free=FREE_SETTINGS)
     with Run(path) as run:
-        done = _done(run)
-        file = path / "features" / "settings.json"
-        if job.leads:
-            keep_to_settings(
-                file,
-                settings,
-                begun=bool(done),
-                free=("steps", "device", "workers", "batch_size", "keep_features"),
-            )
-        fitted: FittedProbes | None = None
-        snapshots = chosen_snapshots(run, settings.steps)
-        waiting = [step for step in snapshots if step not in done]
-        for step in tqdm(waiting, unit="snapshot", disable=None if progress else True):
-            load_weights(model, snapshots[step])
-            fitted = job.fit(model, fitted)
-            if fitted is not None:
-                run.log(_result(fitted), step)
-        results = _done(run)
-        if job.leads:
-            _draw_training(run, results)
-            _draw_network(run, model, job, results[max(results)])
-    return results if job.leads else {}
+        for step, probed in job.follow(model, waiting):
+            if probed is not None:
+                _keep(run, probed, step)
+        results = _results(run, settings)
+        draw_training(run, results)
+        last = results[max(results)]
+        draw_network(run, model, job.run_once, last, settings.palette, settings.diodes)
+    return results
+
+
+@dataclass(frozen=True)
+class _Probed:
+    """What is known of one model."""
+
+    fitted: FittedProbes
+    result: ProbeResult
+    controls: Controls | None
 
 
 class _Job:
     """The data, and what is done to one model after another."""
 
-    def __init__(self, path: Path, data: DataSplits, settings: ProbeSettings, progress: bool):
-        self._path, self._settings, self._progress = path, settings, progress
+    def __init__(
+        self,
+        path: Path,
+        data: DataSplits,
+        settings: ProbeSettings,
+        progress: bool,
+        report: Callable[[Estimate], None] | None,
+    ):
+        for control in settings.controls:
+            if control not in CONTROLS:
+                raise AnalysisError(f"there is no control {control!r}; there are {', '.join(CONTROLS)}.")
+        _require_labels(data.train, settings.labels)
+        self._path, self._settings, self._progress, self._report = path, settings, progress, report
         self._group = join_processes(settings.device)
         self.leads = self._group is None or dist.get_rank() == 0
         count = settings.examples
@@ -158,28 +150,45 @@ class _Job:
             )
             for split, n in counts.items()
         }
-        self._num_classes = data.num_classes
+        self._num_classes = None if settings.labels else data.num_classes
 
-    def fit(self, model: nn.Module, start: FittedProbes | None) -> FittedProbes | None:
-        """The fitted probes; None in all processes but the first."""
+    def follow(self, model: nn.Module, snapshots: Mapping[int, Path]) -> Iterator[tuple[int, _Probed | None]]:
+        """Probe one snapshot after another, each fit starting from the one before."""
+        fitted: FittedProbes | None = None
+        steps = tqdm(snapshots, unit="snapshot", disable=None if self._progress and self.leads else True)
+        for step in steps:
+            load_weights(model, snapshots[step])
+            probed = self.probe(model, fitted)
+            fitted = None if probed is None else probed.fitted
+            yield step, probed
+
+    def probe(self, model: nn.Module, start: FittedProbes | None) -> _Probed | None:
+        """Probe a model as it is; None in all processes but the first."""
         settings = self._settings
         stores = {split: self._features(model, split) for split in self._loaders}
         if not self.leads:
             return None
-        fitted = fit_probes(
-            stores["train"],
-            stores["valid"],
-            stores["test"],
-            l2=settings.l2 or None,
-            num_classes=self._num_classes,
-            start=start,
-            device=settings.device,
-            progress=self._progress,
-        )
+        train, valid, test = (self._labelled(store) for store in stores.values())
+        largest = max(int(table.labels.max()) for table in (train, valid, test))
+        how: dict[str, Any] = {
+            "l2": settings.l2 or None,
+            "num_classes": self._num_classes or largest + 1,
+            "device": settings.device,
+            "progress": self._progress,
+        }
+        fitted = fit_probes(train, valid, test, early_stopping=settings.early_stopping, start=start, **how)
+        controls = None
+        if settings.controls:
+            controls = measure_controls(settings.controls, fitted, train, valid, test, **how)
         if not settings.keep_features:
             for split in stores:
                 shutil.rmtree(self._path / "features" / split)
-        return fitted
+        return _Probed(fitted, _result(fitted, settings), controls)
+
+    def _labelled(self, store: FeatureStore) -> FeatureTable:
+        """The features with the label set that is asked for."""
+        name = self._settings.labels
+        return with_labels(store, store.label_sets[name]) if name else store
 
     def run_once(self, model: nn.Module) -> Any:
         """One forward on two test examples."""
@@ -200,7 +209,18 @@ class _Job:
             seed=settings.seed,
             process_group=self._group,
             progress=self._progress,
+            report=self._report,
         )
+
+
+def _require_labels(split: Any, wanted: str) -> None:
+    """Refuse a label set that the examples do not have, before anything is computed."""
+    _, y = split[0]
+    names = sorted(y) if isinstance(y, Mapping) else []
+    if wanted not in (names or [""]):
+        there = f"the label sets {', '.join(names)}; choose with --labels" if names else "a single one"
+        problem = f"there is no label set {wanted!r}: " if wanted else ""
+        raise AnalysisError(f"{problem}the data have {there}.")
 
 
 def _some(split: Any, count: int, seed: int) -> Any:
@@ -211,26 +231,39 @@ def _some(split: Any, count: int, seed: int) -> Any:
     return Subset(split, chosen.sort().values.tolist())
 
 
-def _result(fitted: FittedProbes) -> ProbeResult:
+def _result(fitted: FittedProbes, settings: ProbeSettings) -> ProbeResult:
+    """The readings on the test set, under the name of their label set."""
     assert fitted.test is not None
-    return replace(fitted.test, split=_SPLIT)
+    result = replace(fitted.test, split=_split(settings))
+    if not settings.labels:
+        return result
+    return replace(
+        result,
+        readings=tuple(replace(reading, target=settings.labels) for reading in result.readings),
+        references=tuple(replace(reference, target=settings.labels) for reference in result.references),
+    )
 
 
-def _done(run: Run) -> dict[int, ProbeResult]:
-    return {step: result for step, result in run.probe_results() if result.split == _SPLIT}
+def _split(settings: ProbeSettings) -> str:
+    return _EARLY if settings.early_stopping else _OPTIMUM
 
 
-def _draw_training(run: Run, results: Mapping[int, ProbeResult]) -> None:
-    title = f"{run.path.name}: probes at their optimum"
-    last = max(results)
-    figures = {"heat_map": error_heat_map(results, title=title), "curves": error_curves(results, title=title)}
-    for name, figure in figures.items():
-        run.save_figure(figure, f"probes_over_training_{name}")
-        run.events.add_figure(f"probes/{_SPLIT}/over training/{name}", figure, last)
+def _results(records: RunRecords, settings: ProbeSettings) -> dict[int, ProbeResult]:
+    return {step: result for step, result in records.probe_results() if result.split == _split(settings)}
 
 
-def _draw_network(run: Run, model: nn.Module, job: _Job, result: ProbeResult) -> None:
-    graph = model_graph(model, job.run_once, [reading.layer for reading in result.readings])
-    figure = graph_figure(graph, result, title=f"{run.path.name}: prediction error of a probe on each layer")
-    for kind in ("png", "svg"):
-        save_graph_figure(figure, run.path / "figures" / f"probes_network.{kind}")
+def _done(records: RunRecords, settings: ProbeSettings) -> set[int]:
+    """Steps of which everything that is wanted is there."""
+    controls = records.controls()
+    return {
+        step
+        for step in _results(records, settings)
+        if all(wanted in controls.get(step, Controls()) for wanted in settings.controls)
+    }
+
+
+def _keep(run: Run, probed: _Probed, step: int) -> None:
+    run.log(probed.result, step)
+    if probed.controls is not None:
+        run.log(probed.controls, step)
+        draw_controls(run, probed.result, probed.controls, step)

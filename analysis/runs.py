@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -18,19 +18,20 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from hessian import Density, LineSearch, Spectrum
-from probes import ProbeResult, Reading, Reference
+from probes import ProbeResult
 
+from .controls import Controls
 from .curvature_figures import density_figure, line_search_figure
-from .errors import AnalysisError
 from .figures import error_by_depth
 from .files import append_line, drop_partial_files, drop_partial_line, readable_errors, write_atomically
-from .spectra import from_summary, save_spectrum, summary
+from .run_records import RunRecords
+from .spectra import save_spectrum, summary
 from .tensorboard import Events
 
-__all__ = ["Run", "read_config", "versions"]
+__all__ = ["Run", "versions"]
 
 
-class Run:
+class Run(RunRecords):
     """One run's directory, made if it is not there.
 
         run = Run("runs/mine")
@@ -51,11 +52,10 @@ class Run:
     def __init__(
         self, path: str | Path, config: Mapping[str, Any] | None = None, *, resume_at: int | None = None
     ):
-        self.path = Path(path)
+        super().__init__(path)
         with readable_errors(self.path):
             (self.path / "snapshots").mkdir(parents=True, exist_ok=True)
             (self.path / "figures").mkdir(exist_ok=True)
-        self._results = self.path / "results.jsonl"
         if config is not None and not (self.path / "config.json").exists():
             self._write_json("config.json", {**config, "versions": versions()})
         with readable_errors(self.path):
@@ -82,7 +82,7 @@ class Run:
 
     def log(
         self,
-        result: ProbeResult | Spectrum | LineSearch | Density,
+        result: ProbeResult | Controls | Spectrum | LineSearch | Density,
         step: int,
         *,
         name: str = "",
@@ -103,6 +103,9 @@ class Run:
             self.events.add_probes(result, step)
             for reference in result.references:
                 self._draw(result, reference.target, step)
+        elif isinstance(result, Controls):
+            self._append(step, result, asdict(result))
+            self.events.add_controls(result, step)
         elif isinstance(result, Spectrum):
             save_spectrum(self.spectrum_path(step), result, vectors=vectors)
             self._append(step, result, summary(result))
@@ -125,11 +128,12 @@ class Run:
         append_line(self._results, json.dumps(line, default=np.ndarray.tolist))
 
     def _draw(self, result: ProbeResult, target: str, step: int) -> None:
-        first_step, first = next((s, r) for s, r in self.probe_results() if r.split == result.split)
+        alike = ((s, r) for s, r in self.probe_results() if r.split == result.split)
+        first_step, first = next((s, r) for s, r in alike if target in {x.target for x in r.references})
         curves = {"at initialisation" if first_step == 0 else f"step {first_step:,}": first}
         if step != first_step:
             curves[f"step {step:,}"] = result
-        suffix = "" if len(result.references) == 1 else f"_{target}"
+        suffix = "" if target == "y" else f"_{target}"  # the name of a single label set without one
         figure = error_by_depth(curves, title=f"{self.path.name}: {result.split}", target=target)
         self.save_figure(figure, f"probes_{result.split}{suffix}_step_{step:08d}")
         self.events.add_figure(f"probes/{result.split}/error by depth{suffix}", figure, step)
@@ -138,51 +142,6 @@ class Run:
         """Numbers of the training itself, by TensorBoard tag."""
         append_line(self._results, json.dumps({"step": step, "kind": "scalars", **scalars}))
         self.events.add_scalars(scalars, step)
-
-    def records(self) -> Iterator[dict[str, Any]]:
-        """All lines of `results.jsonl`.
-
-        Raises:
-            AnalysisError: for a line that is no JSON.
-        """
-        if self._results.exists():
-            for number, line in enumerate(self._results.read_text().splitlines(), start=1):
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise AnalysisError(
-                        f"line {number} of {str(self._results)!r} is damaged; delete that line to go on."
-                    ) from error
-
-    def probe_results(self) -> Iterator[tuple[int, ProbeResult]]:
-        """(step, result) of every probe evaluation logged."""
-        for record in self.records():
-            if record["kind"] == "ProbeResult":
-                yield int(record["step"]), _probe_result(record)
-
-    def spectra(self) -> dict[int, Spectrum]:
-        """The last spectrum logged at each step, without its vectors, which are in `spectrum_path(step)`."""
-        found = {int(r["step"]): from_summary(r) for r in self.records() if r["kind"] == "Spectrum"}
-        return dict(sorted(found.items()))
-
-    def line_searches(self) -> dict[tuple[int, str], LineSearch]:
-        """The last line search logged at each step along each direction's name."""
-        found = {}
-        for record in self.records():
-            if record.pop("kind") == "LineSearch":
-                place = int(record.pop("step")), str(record.pop("name"))
-                arrays = {key: np.array(record.pop(key), np.float64) for key in ("alphas", "losses")}
-                found[place] = LineSearch(**{**record, **arrays})
-        return dict(sorted(found.items()))
-
-    def spectrum_path(self, step: int) -> Path:
-        """The file of a step's spectrum."""
-        return self.path / "spectra" / f"step_{step:08d}.npz"
-
-    def snapshots(self) -> dict[int, Path]:
-        """The weights saved, by step."""
-        files = sorted((self.path / "snapshots").glob("step_*.safetensors"))
-        return {int(file.stem.removeprefix("step_")): file for file in files}
 
     def _forget_after(self, step: int) -> None:
         records = list(self.records())
@@ -203,7 +162,7 @@ class Run:
 
     def save_figure(self, figure: Figure, name: str) -> Path:
         """Save as `figures/NAME.png`."""
-        path = self.path / "figures" / f"{name}.png"
+        path = self.path / "figures" / f"{name.replace('/', '-')}.png"
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
         write_atomically(path, buffer.getvalue())
@@ -211,19 +170,6 @@ class Run:
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         write_atomically(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """What `config.json` of a run directory says; empty without one.
-
-    Raises:
-        AnalysisError: if the file is damaged.
-    """
-    file = path / "config.json"
-    try:
-        return dict(json.loads(file.read_text())) if file.exists() else {}
-    except ValueError as error:
-        raise AnalysisError(f"{str(file)!r} is damaged; start a new run directory.") from error
 
 
 def versions() -> dict[str, str]:
@@ -237,12 +183,3 @@ def versions() -> dict[str, str]:
         "torchvision": torchvision.__version__,
         "timm": timm.__version__,
     }
-
-
-def _probe_result(record: Mapping[str, Any]) -> ProbeResult:
-    return ProbeResult(
-        record["split"],
-        tuple(Reading(**reading) for reading in record["readings"]),
-        tuple(Reference(**reference) for reference in record["references"]),
-        tuple(record["missing"]),
-    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import AnalysisError
 from .files import write_atomically
 from .preprocessing import Preprocessing
-from .runs import Run, read_config
+from .run_records import RunRecords, read_config
 from .sources import DataSplits, load_data
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def training_data(config: Mapping[str, Any]) -> DataSplits:
     )
 
 
-def chosen_snapshots(run: Run, steps: Sequence[int]) -> dict[int, Path]:
+def chosen_snapshots(run: RunRecords, steps: Sequence[int]) -> dict[int, Path]:
     """The files of these steps, or of all if there are none.
 
     Raises:

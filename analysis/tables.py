@@ -10,7 +10,9 @@ import pandas as pd
 from hessian import LineSearch, Spectrum
 from probes import ProbeResult
 
-__all__ = ["by_step", "curvature", "frame", "history", "side_by_side"]
+from .controls import Controls
+
+__all__ = ["by_step", "curvature", "frame", "history", "side_by_side", "with_controls"]
 
 
 def frame(result: ProbeResult) -> pd.DataFrame:
@@ -37,6 +39,24 @@ def side_by_side(results: Mapping[str, ProbeResult], target: str | None = None) 
     table = pd.DataFrame(columns).reindex(list(layers))
     table.insert(0, "features", pd.Series({r.layer: f"{r.features} ({r.reduction})" for r in first}))
     return table.rename_axis("layer").fillna("")
+
+
+def with_controls(result: ProbeResult, controls: Controls) -> pd.DataFrame:
+    """One row per layer: the probe's error, and what it is to be held against, in percent or in bits.
+
+    `task`, `control` and `selectivity` are errors on the training rows; `bits` is the code length per label.
+    """
+    columns = {"probe": {reading.layer: 100 * reading.error for reading in result.readings}}
+    for name, other in (("neighbours", controls.neighbours), ("ridge", controls.ridge)):
+        if other is not None:
+            columns[name] = {reading.layer: 100 * reading.error for reading in other.readings}
+    if controls.random_labels is not None:
+        columns["task"] = {one.layer: 100 * one.error for one in controls.random_labels}
+        columns["control"] = {one.layer: 100 * one.control_error for one in controls.random_labels}
+        columns["selectivity"] = {one.layer: 100 * one.selectivity for one in controls.random_labels}
+    if controls.code is not None:
+        columns["bits"] = {one.layer: one.bits / one.n for one in controls.code}
+    return pd.DataFrame(columns).rename_axis("layer")
 
 
 def by_step(results: Mapping[int, ProbeResult], target: str | None = None) -> pd.DataFrame:

@@ -12,6 +12,8 @@ from torch.utils.tensorboard.summary import hparams
 from hessian import LineSearch, Spectrum
 from probes import ProbeResult
 
+from .controls import Controls
+
 __all__ = ["Events"]
 
 
@@ -38,6 +40,18 @@ class Events:
         for reference in result.references:
             if reference.model_error is not None:
                 scalars[f"model/{result.split}/error"] = reference.model_error
+        self.add_scalars(scalars, step)
+
+    def add_controls(self, controls: Controls, step: int) -> None:
+        """Scalars by layer, of those that were measured."""
+        scalars: dict[str, float] = {}
+        for one in controls.random_labels or ():
+            scalars[f"controls/selectivity/{one.layer}"] = one.selectivity
+        for code in controls.code or ():
+            scalars[f"controls/bits per label/{code.layer}"] = code.bits / code.n
+        for name, result in (("neighbours", controls.neighbours), ("ridge", controls.ridge)):
+            for reading in result.readings if result else ():
+                scalars[f"controls/{name}/error/{reading.layer}"] = reading.error
         self.add_scalars(scalars, step)
 
     def add_spectrum(self, spectrum: Spectrum, step: int) -> None:

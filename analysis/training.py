@@ -20,7 +20,8 @@ from probes import ProbeResult, ProbeSet, preserved_random_state
 from .checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
 from .errors import AnalysisError
 from .preprocessing import Preprocessing
-from .runs import Run, read_config
+from .run_records import read_config
+from .runs import Run
 from .schedule import Schedule
 from .sources import find_device, load_data, load_model
 

@@ -53,8 +53,20 @@ def error_heat_map(
     return figure
 
 
-def error_curves(results: Mapping[int, ProbeResult], *, title: str = "", target: str | None = None) -> Figure:
+def error_curves(
+    results: Mapping[int, ProbeResult],
+    *,
+    title: str = "",
+    target: str | None = None,
+    x: str = "training step",
+) -> Figure:
     """Prediction error against training step, a curve for each layer, coloured by depth.
+
+    Args:
+        results: by training step, or whatever `x` says.
+        title: above the picture.
+        target: which label set; the first one if not given.
+        x: what the results are by.
 
     Bars are two standard errors. Steps are on a scale that is linear up to the first one after 0 and
     logarithmic beyond.
@@ -70,7 +82,7 @@ def error_curves(results: Mapping[int, ProbeResult], *, title: str = "", target:
     if positive and positive[-1] > 20 * positive[0]:
         axes.set_xscale("symlog", linthresh=positive[0])
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("training step")
+    axes.set_xlabel(x)
     axes.set_ylabel("prediction error of the probe (%)")
     axes.set_title(title, fontsize=11)
     columns = 1 + (len(layers) - 1) // 24

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import AnalysisError
 from .options import count, option_of, positive, settings_from
+
+if TYPE_CHECKING:
+    from probes import Estimate, ProbeResult
 
 __all__ = ["add"]
 
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    from ..probing import ProbeSettings
+    from ..controls import CONTROLS
+    from ..probe_settings import ProbeSettings
 
     text = "fit probes to their optimum, on a checkpoint or on the snapshots of a run"
     parser = commands.add_parser(
@@ -68,6 +73,20 @@ def add(commands: Any) -> None:
         type=float,
         metavar="L2",
     )
+    how.add_argument(
+        "--early-stopping",
+        action="store_true",
+        help="stop the fit where the validation loss is least, instead of choosing a strength",
+    )
+    option(how, "labels", "which label set, where the data have several", metavar="NAME")
+    option(
+        how,
+        "controls",
+        f"what to hold the probes against, any of {', '.join(CONTROLS)}",
+        nargs="+",
+        choices=CONTROLS,
+        metavar="NAME",
+    )
     option(
         how,
         "examples",
@@ -85,26 +104,56 @@ def add(commands: Any) -> None:
     option(how, "steps", "only these snapshots", nargs="+", type=int, metavar="STEP")
     option(how, "seed", "of random features and of the choice of examples", type=int, metavar="N")
     option(how, "device", "cpu, cuda, ...", metavar="NAME")
+    picture = parser.add_argument_group("the picture of the network")
+    option(picture, "palette", "of its colours", choices=("red-green", "colour-blind"))
+    picture.add_argument("--diodes", action="store_true", help="draw each probe as a diode")
     parser.set_defaults(run_command=_probe)
 
 
 def _probe(options: argparse.Namespace) -> int:
-    from ..probing import ProbeSettings, probe_model, probe_snapshots
+    from ..probe_settings import ProbeSettings
+    from ..probing import probe_model, probe_snapshots
     from ..tables import by_step
 
     settings = settings_from(options, ProbeSettings)
     if options.model is None:
-        results = probe_snapshots(options.run, settings)
+        results = probe_snapshots(options.run, settings, report=_announce)
         if results:
             print("Prediction error of a linear probe on each layer, in % of the test set, by step:\n")
             print(by_step(results).to_string(float_format="{:.2f}".format))
+            _print_controls(options, results[max(results)], max(results))
             print(f"\nfigures: {options.run / 'figures'}/probes_over_training_*.png")
         return 0
-    result = probe_model(options.run, *_model_and_data(options), settings)
+    result = probe_model(options.run, *_model_and_data(options), settings, report=_announce)
     if result is not None:
         print(result)
+        _print_controls(options, result, 0)
         print(f"\nfigures: {options.run / 'figures'}")
     return 0
+
+
+def _announce(estimate: Estimate) -> None:
+    print(
+        f"features of {estimate.rows:,} rows: {estimate.bytes / 1e9:.3g} GB to write, of "
+        f"{estimate.free / 1e9:.3g} GB free; about {estimate.seconds / 60:.1f} minutes",
+        file=sys.stderr,
+    )
+
+
+def _print_controls(options: argparse.Namespace, result: ProbeResult, step: int) -> None:
+    from ..run_records import RunRecords
+    from ..tables import by_step, with_controls
+
+    if not options.controls:
+        return
+    controls = RunRecords(options.run).controls()[step]
+    print(
+        "\nErrors in % (task and control, which has random labels, on the training rows); bits per label:\n"
+    )
+    print(with_controls(result, controls).to_string(float_format="{:.2f}".format))
+    if controls.curve is not None:
+        print("\nPrediction error in % by number of training rows:\n")
+        print(by_step(controls.curve).to_string(float_format="{:.2f}".format))
 
 
 def _model_and_data(options: argparse.Namespace) -> tuple[Any, Any]:

@@ -28,11 +28,10 @@ def report_probes(path: Path, before: ProbeResult, after: ProbeResult) -> None:
 
 def report_spectra(path: Path, spectra: Mapping[int, Spectrum]) -> None:
     """Extreme eigenvalues by step."""
-    from ..runs import Run
+    from ..run_records import RunRecords
     from ..tables import curvature
 
-    with Run(path) as run:
-        table = curvature(spectra, run.line_searches())
+    table = curvature(spectra, RunRecords(path).line_searches())
     print("Extreme eigenvalues of the Hessian, and the best decrease of the loss along their vectors:\n")
     print(table.to_string())
     weak = sum(not pair.converged for spectrum in spectra.values() for pair in spectrum.pairs)

@@ -25,7 +25,8 @@ from torch.utils.data import Dataset
 from analysis import AnalysisError, DataSplits, error_by_depth, graph_figure, load_data, model_graph
 from analysis.preprocessing import own_preprocessing
 from analysis.pretrained_models import resnet50_v1
-from analysis.probing import ProbeSettings, probe_model
+from analysis.probe_settings import ProbeSettings
+from analysis.probing import probe_model
 from analysis.tables import side_by_side
 from analysis.weights import load_weights
 from probes import ProbeResult, Reading

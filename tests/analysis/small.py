@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
+from analysis import DataSplits
 from analysis.training import TrainSettings
 
 SETTINGS = TrainSettings(
@@ -48,3 +50,22 @@ def data() -> tuple[TensorDataset, TensorDataset, TensorDataset]:
     parts = [slice(0, 120), slice(120, 160), slice(160, 200)]
     first, second, third = (TensorDataset(x[part], y[part]) for part in parts)
     return first, second, third
+
+
+class TwoLabels(Dataset[Any]):
+    """Examples with two label sets."""
+
+    def __init__(self, split: TensorDataset):
+        self._split = split
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, dict[str, int]]:
+        x, y = self._split[i]
+        return x, {"task": int(y), "bright": int(x[0, 0, 0] > 0)}
+
+
+def data_with_two_labels() -> DataSplits:
+    first, second, third = (TwoLabels(part) for part in data())
+    return DataSplits(first, second, third, 3)

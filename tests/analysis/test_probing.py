@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +17,22 @@ from torch import nn
 
 from analysis import AnalysisError, Run, load_data
 from analysis.cli import main
-from analysis.probing import ProbeSettings, probe_model, probe_snapshots
+from analysis.controls import CONTROLS
+from analysis.probe_settings import ProbeSettings
+from analysis.probing import probe_model, probe_snapshots
+from analysis.run_records import RunRecords
 from analysis.training import train
 from analysis.weights import load_weights
+from probes import (
+    ArrayFeatures,
+    FeatureStore,
+    code_length,
+    nearest_neighbours,
+    ridge,
+    selectivity,
+)
 
-from .small import SETTINGS, model
+from .small import SETTINGS, data_with_two_labels, model
 
 PROBING = ProbeSettings(layers=("input", "conv", "relu", "fc"), l2=(1e-1, 1e-3), batch_size=16)
 DATA = "tests.analysis.small:data"
@@ -129,17 +144,134 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
         probe_snapshots(tmp_path, PROBING)
 
 
+# -- controls, label sets, processes ---------------------------------------------------------------------
+
+
+def test_controls_are_those_of_the_instrument_and_read_back(tmp_path: Path) -> None:
+    settings = replace(PROBING, layers=("input", "fc"), controls=CONTROLS)
+    result = probe_model(tmp_path, untrained(), load_data(DATA), settings, progress=False)
+    assert result is not None
+    controls = RunRecords(tmp_path).controls()[0]
+    assert all(control in controls for control in CONTROLS)
+    train, valid, test = (
+        FeatureStore.open(tmp_path / "features" / split) for split in ("train", "valid", "test")
+    )
+    assert controls.neighbours == nearest_neighbours(train, test, num_classes=3, progress=False)
+    assert controls.ridge == ridge(train, valid, test, num_classes=3, progress=False)["test"]
+    assert controls.code is not None
+    assert [one.bits for one in controls.code] == pytest.approx(
+        [one.bits for one in code_length(train, num_classes=3, progress=False)], rel=1e-5
+    )
+    for one, reading in zip(controls.random_labels or (), result.readings, strict=True):
+        assert one.layer == reading.layer
+        assert reading.l2 is not None
+        same = ArrayFeatures({one.layer: train[one.layer]}, train.labels)
+        (again,) = selectivity(same, l2=reading.l2, num_classes=3, progress=False)
+        assert one.control_error == pytest.approx(again.control_error, abs=0.01)
+    assert controls.curve is not None
+    whole = controls.curve[train.n]
+    assert [r.loss for r in whole.readings] == pytest.approx([r.loss for r in result.readings], abs=1e-4)
+    assert min(controls.curve) < 40
+    names = {file.name for file in (tmp_path / "figures").iterdir()}
+    figures = ("readouts", "random_labels", "code", "curve")
+    assert {f"probes_{figure}_step_00000000.png" for figure in figures} <= names
+
+
+def test_controls_can_be_asked_for_afterwards(run: Path) -> None:
+    settings = replace(PROBING, steps=(0,), layers=("fc",))
+    probe_snapshots(run, settings, progress=False)
+    assert not RunRecords(run).controls()
+    probe_snapshots(run, replace(settings, controls=("ridge",)), progress=False)
+    assert "ridge" in RunRecords(run).controls()[0]
+    lines = (run / "results.jsonl").read_text()
+    probe_snapshots(run, replace(settings, controls=("ridge",)), progress=False)
+    assert (run / "results.jsonl").read_text() == lines
+
+
+def test_early_stopped_probes_have_their_own_name(tmp_path: Path) -> None:
+    data, settings = load_data(DATA), replace(PROBING, early_stopping=True)
+    result = probe_model(tmp_path, untrained(), data, settings, progress=False)
+    assert result is not None
+    assert result.split == "early_stopped"
+    assert (tmp_path / "figures" / "probes_early_stopped_step_00000000.png").exists()
+
+
+def test_one_of_several_label_sets(tmp_path: Path) -> None:
+    data, settings = data_with_two_labels(), replace(PROBING, layers=("input",), l2=(1e-3,))
+    other = probe_model(tmp_path, untrained(), data, replace(settings, labels="bright"), progress=False)
+    task = probe_model(tmp_path, untrained(), data, replace(settings, labels="task"), progress=False)
+    plain = probe_model(tmp_path / "plain", untrained(), load_data(DATA), settings, progress=False)
+    assert other is not None
+    assert task is not None
+    assert plain is not None
+    assert {r.target for r in other.readings} == {r.target for r in other.references} == {"bright"}
+    assert other["input"].error < task["input"].error  # one pixel decides
+    names = {file.name for file in (tmp_path / "figures").iterdir()}
+    assert {f"probes_optimum_{name}_step_00000000.png" for name in ("bright", "task")} <= names
+    assert task["input"].loss == pytest.approx(plain["input"].loss, abs=1e-5)
+    with pytest.raises(AnalysisError, match=r"no label set 'colour': the data have .* bright, task"):
+        probe_model(tmp_path, untrained(), data, replace(settings, labels="colour"), progress=False)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many as the processes of `torchrun` have, for the same bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_torchrun_gives_the_store_and_the_readings_of_one_process(run: Path) -> None:
+    alone = run.with_name("alone")
+    shutil.copytree(run, alone)
+    settings = replace(PROBING, layers=("input", "fc"), steps=(0, 5), l2=(1e-2,))
+    expected = probe_snapshots(alone, settings, progress=False)
+    events = len(list(run.glob("events*")))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--",
+               "-m", "analysis.cli", "probe", "--run", str(run), "--layers", "input", "fc",
+               "--steps", "0", "5", "--l2", "0.01", "--batch-size", "16"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    here = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert stored(run) == stored(alone)
+    assert len(list(run.glob("events*"))) == events + 1  # only the first process writes
+    found = {step: r for step, r in RunRecords(run).probe_results() if r.split == "optimum"}
+    assert list(found) == list(expected)
+    for step, result in found.items():
+        losses = [reading.loss for reading in result.readings]
+        assert losses == pytest.approx([r.loss for r in expected[step].readings], rel=1e-6)
+
+
+def stored(run: Path) -> dict[str, bytes]:
+    folder = run / "features"
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
 # -- the command ---------------------------------------------------------------------------------------
 
 
 def test_the_command_on_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": untrained().state_dict()}, tmp_path / "w.pt")
     command = ["probe", "--model", "tests.analysis.small:model", "--checkpoint", str(tmp_path / "w.pt"),
-               "--data", DATA, "--layers", "input", "relu", "--run", str(tmp_path / "run")]  # fmt: skip
+               "--data", DATA, "--layers", "input", "relu", "--run", str(tmp_path / "run"),
+               "--palette", "colour-blind", "--diodes"]  # fmt: skip
+    assert main(command) == 0
+    shown = capsys.readouterr()
+    assert "relu" in shown.out
+    assert str(tmp_path / "run" / "figures") in shown.out
+    assert "features of 120 rows: " in shown.err
+    assert " GB to write" in shown.err
+
+
+def test_the_command_with_controls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["probe", "--model", "tests.analysis.small:model", "--data", DATA, "--layers", "fc", "--run",
+               str(tmp_path), "--controls", *CONTROLS]  # fmt: skip
     assert main(command) == 0
     shown = capsys.readouterr().out
-    assert "relu" in shown
-    assert str(tmp_path / "run" / "figures") in shown
+    assert all(word in shown for word in ("selectivity", "bits", "ridge", "neighbours", "training rows"))
 
 
 def test_the_command_on_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,6 +285,14 @@ def test_the_command_on_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     ("options", "message"),
     [
         (["--model", "tests.analysis.small:model"], "--model needs --data"),
+        (
+            ["--model", "tests.analysis.small:model", "--data", DATA, "--labels", "colour"],
+            "there is no label set 'colour': the data have a single one",
+        ),
+        (
+            ["--model", "tests.analysis.small:model", "--data", "tests.analysis.small:data_with_two_labels"],
+            "the data have the label sets bright, task; choose with --labels.",
+        ),
         (["--model", "tests.analysis.small:modle", "--data", DATA], "the nearest names are model"),
         (
             ["--model", "tests.analysis.small:model", "--data", DATA, "--checkpoint", "nowhere.pt"],
