@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from probes import CodeLength, Selectivity
@@ -31,11 +32,7 @@ def random_labels_figure(found: Sequence[Selectivity], *, title: str = "") -> Fi
         axes.errorbar(
             x, error, bars_percent, label=name, color=colour, marker=marker, ms=4.5, lw=1.6, capsize=2
         )
-    layer_axis(axes, layers)
-    axes.set_ylim(bottom=0)
-    axes.set_ylabel("error on the training rows (%)")
-    axes.set_title(f"{title}: task and random labels", fontsize=11)
-    axes.legend(frameon=False, fontsize=8)
+    _finish(axes, layers, "error on the training rows (%)", f"{title}: task and random labels")
     return figure
 
 
@@ -48,9 +45,13 @@ def code_length_figure(found: Sequence[CodeLength], *, title: str = "") -> Figur
     axes.axhline(
         found[0].uniform_bits / found[0].n, color="black", ls=":", lw=1, label="all classes equally likely"
     )
+    _finish(axes, layers, "prequential code (bits per label)", f"{title}: code length of the labels")
+    return figure
+
+
+def _finish(axes: Axes, layers: Sequence[str], unit: str, title: str) -> None:
     layer_axis(axes, layers)
     axes.set_ylim(bottom=0)
-    axes.set_ylabel("prequential code (bits per label)")
-    axes.set_title(f"{title}: code length of the labels", fontsize=11)
+    axes.set_ylabel(unit)
+    axes.set_title(title, fontsize=11)
     axes.legend(frameon=False, fontsize=8)
-    return figure

@@ -14,7 +14,7 @@ from .fitted import LinearClassifier, PathPoint
 from .metric import Gram, Metric
 from .readings import Scores, scores
 from .softmax import Softmax
-from .solver import minimise
+from .solver import Solution, minimise
 from .splits import Splits
 
 __all__ = ["LayerFit"]
@@ -64,16 +64,7 @@ class LayerFit:
             solution = minimise(problem, Metric(problem, gram, l2), l2, nearest, tol, max_iter)
             starts = [solution.theta, *starts[1:]]
             valid = self.measure("valid", solution.theta) if "valid" in self._rows else None
-            point = PathPoint(
-                layer=self.layer,
-                l2=l2,
-                objective=solution.value,
-                gap=solution.gap,
-                converged=solution.gap <= tol * solution.value,
-                iterations=solution.iterations,
-                valid_loss=valid.loss[0] if valid else None,
-                valid_error=valid.error[0] if valid else None,
-            )
+            point = self._point(l2, tol, solution, valid)
             self.path.append(point)
             since += 1
             if valid is None or valid.loss[0] < best:
@@ -97,18 +88,10 @@ class LayerFit:
 
         self._theta = problem.start()
         watch(self._theta)
-        solution = minimise(problem, metric, l2, self._theta, tol, max_iter, watch)
-        at, valid = problem.evaluate(self._theta, l2, torch.float64), self.measure("valid")
-        self.chosen = PathPoint(
-            layer=self.layer,
-            l2=l2,
-            objective=at.value,
-            gap=at.gap,
-            converged=at.gap <= tol * at.value,
-            iterations=solution.iterations,
-            valid_loss=valid.loss[0],
-            valid_error=valid.error[0],
-        )
+        iterations = minimise(problem, metric, l2, self._theta, tol, max_iter, watch).iterations
+        at = problem.evaluate(self._theta, l2, torch.float64)
+        kept = Solution(self._theta, at.value, at.gap, iterations)
+        self.chosen = self._point(l2, tol, kept, self.measure("valid"))
         self.path.append(self.chosen)
 
     def measure(self, split: str, theta: torch.Tensor | None = None) -> Scores:
@@ -122,6 +105,18 @@ class LayerFit:
         bias = np.full(self._splits.num_classes, -inf)
         weight[self._splits.present], bias[self._splits.present] = theta[:, :-1], theta[:, -1]
         return LinearClassifier(weight, bias, self._scaling.mean.numpy(), self._scaling.scale.numpy())
+
+    def _point(self, l2: float, tol: float, solution: Solution, valid: Scores | None) -> PathPoint:
+        return PathPoint(
+            layer=self.layer,
+            l2=l2,
+            objective=solution.value,
+            gap=solution.gap,
+            converged=solution.gap <= tol * solution.value,
+            iterations=solution.iterations,
+            valid_loss=valid.loss[0] if valid else None,
+            valid_error=valid.error[0] if valid else None,
+        )
 
     def _read(self, split: str, memory: int) -> Rows:
         matrix = self._splits.tables[split][self.layer]
