@@ -33,7 +33,7 @@ def draw_controls(run: Run, result: ProbeResult, controls: Controls, step: int) 
     if controls.code is not None:
         figures["code"] = code_length_figure(controls.code, title=title)
     if controls.curve is not None:
-        figures["curve"] = error_curves(controls.curve, title=title, x="training rows")
+        figures["curve"] = error_curves(controls.curve, title=f"{title}: learning curves", x="training rows")
     for name, figure in figures.items():
         run.save_figure(figure, f"probes_{name}_step_{step:08d}")
         run.events.add_figure(f"controls/{name}", figure, step)

@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--examples", type=int, default=2000, help="images that probes are fitted to")
-    parser.add_argument("--steps", type=int, nargs=4, default=(0, 25, 75, 150), help="the four moments")
+    parser.add_argument("--steps", type=int, nargs=4, default=(0, 20, 50, 100), help="the four moments")
     parser.add_argument("--quick", action="store_true", help="few images and steps: does it run?")
     options = parser.parse_args()
     if options.quick:
@@ -119,7 +119,7 @@ def whole(options: argparse.Namespace, settings: ProbeSettings) -> tuple[dict[in
     data = cifar10(options, Preprocessing(size=299, mean=(0.5,) * 3, std=(0.5,) * 3))
     path = options.run / "training"
     train(path, data.train, options)
-    settings = replace(settings, layers=(*LAYERS, "AuxLogits"), examples=options.examples // 2)
+    settings = replace(settings, layers=(*LAYERS, "AuxLogits"), examples=options.examples // 3)
     results, model = {}, Whole()
     with Run(path) as run:
         for step, weights in run.snapshots().items():
