@@ -54,22 +54,25 @@ class Softmax:
     def evaluate(
         self, theta: torch.Tensor, l2: float, dtype: torch.dtype, *, bias_hessian: bool = False
     ) -> Evaluation:
-        """One pass. Products are of the given precision, sums over blocks of rows float64."""
-        weight, bias = theta[:, :-1].to(dtype), theta[:, -1].to(dtype)
+        """One pass. Products are of the given precision, sums over blocks of rows float64.
+
+        Classes are the rows of all that is computed: of few classes, products of this shape are the fastest.
+        """
+        weight, bias = theta[:, :-1].to(dtype), theta[:, -1:].to(dtype)
         loss = torch.zeros((), dtype=torch.float64, device=theta.device)
         gradient = torch.zeros_like(theta)
         square = torch.zeros(len(theta), len(theta), dtype=torch.float64, device=theta.device)
         for block, z in self.rows.blocks(dtype):
-            y = self._y[block, None]
-            log_p = torch.addmm(bias, z, weight.T)
-            log_p -= log_p.logsumexp(1, keepdim=True)
-            loss -= log_p.gather(1, y).sum(dtype=torch.float64)
+            y = self._y[None, block]
+            log_p = torch.addmm(bias, weight, z.T)
+            log_p -= log_p.logsumexp(0)
+            loss -= log_p.gather(0, y).sum(dtype=torch.float64)
             p = log_p.exp_()
             if bias_hessian:
-                square += p.T @ p
-            p.scatter_add_(1, y, torch.full_like(y, -1, dtype=dtype))
-            gradient[:, :-1] += p.T @ z
-            gradient[:, -1] += p.sum(0, dtype=torch.float64)
+                square += p @ p.T
+            p.scatter_add_(0, y, torch.full_like(y, -1, dtype=dtype))
+            gradient[:, :-1] += p @ z
+            gradient[:, -1] += p.sum(1, dtype=torch.float64)
         n = self.rows.n
         gradient /= n
         gap = duality_gap(float(loss) / n, gradient, theta, l2, self.frequency)
