@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a smaller network and image: about a minute")
     parser.add_argument("--folder", type=Path, help="where to write (default: the temporary folder)")
     options = parser.parse_args()
-    rows, rounds = (2048, 2) if options.quick else (960, 3)
+    rows, rounds = (1280, 2) if options.quick else (960, 3)
     if torch.cuda.is_available():
         rows = 64 * rows
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:

@@ -188,7 +188,8 @@ Prediction error (%) by training step ({BATCH} images each), on {learning[0].ref
 
 {PAPER}
 
-Here: {"; ".join(leads)}.
+Here: {"; ".join(leads)}. The network has then
+seen {max(learning) * BATCH:,} images; `--steps` trains it for longer.
 """
 
 
