@@ -42,6 +42,12 @@ class Controls:
     ridge: ProbeResult | None = None
     curve: Mapping[int, ProbeResult] | None = None
 
+    @property
+    def readouts(self) -> dict[str, ProbeResult]:
+        """The results of other read-outs that were measured, by name."""
+        both = {"neighbours": self.neighbours, "ridge": self.ridge}
+        return {name: result for name, result in both.items() if result is not None}
+
     def __contains__(self, control: str) -> bool:
         """Whether this one, a name of `CONTROLS`, was measured."""
         return getattr(self, control.replace("-", "_")) is not None

@@ -101,12 +101,12 @@ def probe_snapshots(
             pass
         return {}
     file = path / "features" / "settings.json"
-    keep_to_settings(file, settings, begun=bool(_results(records, settings)), free=FREE_SETTINGS)
+    keep_to_settings(file, settings, begun=bool(_results(records)), free=FREE_SETTINGS)
     with Run(path) as run:
         for step, probed in job.follow(model, waiting):
             if probed is not None:
                 _keep(run, probed, step)
-        results = _results(run, settings)
+        results = _results(run)
         draw_training(run, results)
         last = results[max(results)]
         draw_network(run, model, job.run_once, last, settings.palette, settings.diodes)
@@ -234,7 +234,7 @@ def _some(split: Any, count: int, seed: int) -> Any:
 def _result(fitted: FittedProbes, settings: ProbeSettings) -> ProbeResult:
     """The readings on the test set, under the name of their label set."""
     assert fitted.test is not None
-    result = replace(fitted.test, split=_split(settings))
+    result = replace(fitted.test, split=_EARLY if settings.early_stopping else _OPTIMUM)
     if not settings.labels:
         return result
     return replace(
@@ -244,12 +244,9 @@ def _result(fitted: FittedProbes, settings: ProbeSettings) -> ProbeResult:
     )
 
 
-def _split(settings: ProbeSettings) -> str:
-    return _EARLY if settings.early_stopping else _OPTIMUM
-
-
-def _results(records: RunRecords, settings: ProbeSettings) -> dict[int, ProbeResult]:
-    return {step: result for step, result in records.probe_results() if result.split == _split(settings)}
+def _results(records: RunRecords) -> dict[int, ProbeResult]:
+    """Of either kind: a run has only one, for its settings are kept to."""
+    return {step: result for step, result in records.probe_results() if result.split in (_OPTIMUM, _EARLY)}
 
 
 def _done(records: RunRecords, settings: ProbeSettings) -> set[int]:
@@ -257,7 +254,7 @@ def _done(records: RunRecords, settings: ProbeSettings) -> set[int]:
     controls = records.controls()
     return {
         step
-        for step in _results(records, settings)
+        for step in _results(records)
         if all(wanted in controls.get(step, Controls()) for wanted in settings.controls)
     }
 

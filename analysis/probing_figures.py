@@ -19,13 +19,14 @@ from .training_figures import error_curves, error_heat_map
 
 __all__ = ["draw_controls", "draw_network", "draw_training"]
 
+_READOUTS = {"neighbours": "nearest neighbours", "ridge": "ridge regression"}
+
 
 def draw_controls(run: Run, result: ProbeResult, controls: Controls, step: int) -> None:
     """A figure for each control that was measured."""
     title = f"{run.path.name}, step {step:,}" if step else run.path.name
     figures = {}
-    readouts = {"nearest neighbours": controls.neighbours, "ridge regression": controls.ridge}
-    others = {name: one for name, one in readouts.items() if one is not None}
+    others = {_READOUTS[name]: one for name, one in controls.readouts.items()}
     if others:
         figures["readouts"] = error_by_depth({"probe": result, **others}, title=f"{title}: ways to read out")
     if controls.random_labels is not None:

@@ -47,9 +47,8 @@ def with_controls(result: ProbeResult, controls: Controls) -> pd.DataFrame:
     `task`, `control` and `selectivity` are errors on the training rows; `bits` is the code length per label.
     """
     columns = {"probe": {reading.layer: 100 * reading.error for reading in result.readings}}
-    for name, other in (("neighbours", controls.neighbours), ("ridge", controls.ridge)):
-        if other is not None:
-            columns[name] = {reading.layer: 100 * reading.error for reading in other.readings}
+    for name, other in controls.readouts.items():
+        columns[name] = {reading.layer: 100 * reading.error for reading in other.readings}
     if controls.random_labels is not None:
         columns["task"] = {one.layer: 100 * one.error for one in controls.random_labels}
         columns["control"] = {one.layer: 100 * one.control_error for one in controls.random_labels}

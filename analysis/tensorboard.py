@@ -49,8 +49,8 @@ class Events:
             scalars[f"controls/selectivity/{one.layer}"] = one.selectivity
         for code in controls.code or ():
             scalars[f"controls/bits per label/{code.layer}"] = code.bits / code.n
-        for name, result in (("neighbours", controls.neighbours), ("ridge", controls.ridge)):
-            for reading in result.readings if result else ():
+        for name, result in controls.readouts.items():
+            for reading in result.readings:
                 scalars[f"controls/{name}/error/{reading.layer}"] = reading.error
         self.add_scalars(scalars, step)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -121,13 +122,13 @@ def _probe(options: argparse.Namespace) -> int:
         if results:
             print("Prediction error of a linear probe on each layer, in % of the test set, by step:\n")
             print(by_step(results).to_string(float_format="{:.2f}".format))
-            _print_controls(options, results[max(results)], max(results))
+            _print_controls(options, results)
             print(f"\nfigures: {options.run / 'figures'}/probes_over_training_*.png")
         return 0
     result = probe_model(options.run, *_model_and_data(options), settings, report=_announce)
     if result is not None:
         print(result)
-        _print_controls(options, result, 0)
+        _print_controls(options, {0: result})
         print(f"\nfigures: {options.run / 'figures'}")
     return 0
 
@@ -140,17 +141,18 @@ def _announce(estimate: Estimate) -> None:
     )
 
 
-def _print_controls(options: argparse.Namespace, result: ProbeResult, step: int) -> None:
+def _print_controls(options: argparse.Namespace, results: Mapping[int, ProbeResult]) -> None:
+    """Of the last step that has some."""
     from ..run_records import RunRecords
     from ..tables import by_step, with_controls
 
     if not options.controls:
         return
-    controls = RunRecords(options.run).controls()[step]
+    step, controls = max(RunRecords(options.run).controls().items(), key=lambda item: item[0])
     print(
         "\nErrors in % (task and control, which has random labels, on the training rows); bits per label:\n"
     )
-    print(with_controls(result, controls).to_string(float_format="{:.2f}".format))
+    print(with_controls(results[step], controls).to_string(float_format="{:.2f}".format))
     if controls.curve is not None:
         print("\nPrediction error in % by number of training rows:\n")
         print(by_step(controls.curve).to_string(float_format="{:.2f}".format))

@@ -28,24 +28,27 @@ def evaluate_probes(fitted: FittedProbes, table: FeatureTable, *, split: str = "
         ProbeError: if a layer is missing or has another size, and for labels that the probes do not know.
     """
     require_labels(split, table)
-    num_classes = len(next(iter(fitted.classifiers.values())).bias)
-    points = {(point.layer, point.l2): point for point in fitted.path}
-    readings = []
-    for known in fitted.train.readings:
-        if known.layer not in table.layers:
-            raise ProbeError(f"{split} has no features of the fitted layer {known.layer!r}; extract them.")
-        found = _scores(fitted.classifiers[known.layer], table, known.layer, split)
-        assert known.l2 is not None
-        readings.append(reading(table, points[known.layer, known.l2], known.features, found))
-    return result(split, table, num_classes, readings)
-
-
-def _scores(probe: LinearClassifier, table: FeatureTable, layer: str, split: str) -> Scores:
-    unknown = np.setdiff1d(table.labels, np.flatnonzero(np.isfinite(probe.bias)))
+    missing = [layer for layer in fitted.classifiers if layer not in table.layers]
+    if missing:
+        raise ProbeError(f"{split} has no features of the fitted layer {missing[0]!r}; extract them.")
+    bias = next(
+        iter(fitted.classifiers.values())
+    ).bias  # of any layer: finite for the classes that were fitted
+    unknown = np.setdiff1d(table.labels, np.flatnonzero(np.isfinite(bias)))
     if len(unknown):
         raise ProbeError(
             f"{split} has rows of class {unknown[0]}, which was not fitted; leave those rows out."
         )
+    points = {(point.layer, point.l2): point for point in fitted.path}
+    readings = []
+    for known in fitted.train.readings:
+        found = _scores(fitted.classifiers[known.layer], table, known.layer, split)
+        assert known.l2 is not None
+        readings.append(reading(table, points[known.layer, known.l2], known.features, found))
+    return result(split, table, len(bias), readings)
+
+
+def _scores(probe: LinearClassifier, table: FeatureTable, layer: str, split: str) -> Scores:
     matrix, size = table[layer], len(probe.mean)
     if matrix.shape[1] != size:
         raise ProbeError(

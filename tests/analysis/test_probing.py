@@ -137,6 +137,9 @@ def test_other_settings_are_refused(run: Path) -> None:
     probe_snapshots(run, replace(PROBING, steps=(0,)), progress=False)
     with pytest.raises(AnalysisError, match=r"made with reduce='auto', not 'avg'"):
         probe_snapshots(run, replace(PROBING, reduce="avg"), progress=False)
+    with pytest.raises(AnalysisError, match=r"made with early_stopping=False, not True"):
+        probe_snapshots(run, replace(PROBING, early_stopping=True), progress=False)
+    assert list(probe_snapshots(run, replace(PROBING, steps=(0,)), progress=False)) == [0]
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
@@ -272,6 +275,15 @@ def test_the_command_with_controls(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(command) == 0
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("selectivity", "bits", "ridge", "neighbours", "training rows"))
+
+
+def test_the_command_with_controls_of_an_earlier_snapshot(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probe_snapshots(run, replace(PROBING, layers=("fc",), l2=(1e-2,), steps=(0, 5)), progress=False)
+    command = ["probe", "--run", str(run), "--layers", "fc", "--l2", "0.01", "--steps", "0"]
+    assert main([*command, "--controls", "ridge"]) == 0
+    assert "ridge" in capsys.readouterr().out
 
 
 def test_the_command_on_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
