@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from _common import in_order, markdown, mnist, parser, shuffled, write
 from torch import nn
+from torch.utils.data import Subset
 from tqdm import tqdm
 
 from analysis import AnalysisError, DataSplits, Preprocessing, error_by_depth, load_data, load_model
@@ -33,6 +34,7 @@ from probes import FeatureStore, FittedProbes, ProbeResult, Reading, evaluate_pr
 STEP = 0.1  # of the attack, in units of a pixel's range
 HIDDEN = 64
 ROWS = 28
+FITTED = 10_000  # images that probes under attack are fitted to
 REDUCE = "subset:1000"  # random features of a layer that has more
 
 
@@ -132,6 +134,7 @@ def adversarial(folder: Path, settings: argparse.Namespace) -> dict[str, ProbeRe
     """Probes fitted to clean images, on these and on images one step away, at random or uphill."""
     model, data = mnist_convnet(), mnist(settings)
     train(model, data.train, 2, settings)
+    data = replace(data, train=Subset(data.train, range(min(FITTED, len(data.train)))))
     layers = ["input", "conv*", "fc1*", "logits"]
     fitted = fit(folder / "clean", model, data, layers)
     results = {"clean": evaluate_probes(fitted, FeatureStore.open(folder / "clean" / "test"))}
@@ -212,9 +215,9 @@ call of the module `lower`, so each point of time has a probe of its own. Predic
 
 ![error by layer](future_work_adversarial.png)
 
-The probes are fitted to clean images, on at most 1,000 random features of a layer, and stay as they are; the
-images move by {STEP} of a pixel's range, at random or up the gradient of the network's loss. Prediction error
-(%) on the test images:
+The probes are fitted to {FITTED:,} clean images, on at most 1,000 random features of a layer, and stay as
+they are; the images move by {STEP} of a pixel's range, at random or up the gradient of the network's loss.
+Prediction error (%) on the test images:
 
 {markdown(side_by_side(attacked))}
 
