@@ -209,7 +209,7 @@ call of the module `lower`, so each point of time has a probe of its own. Predic
 
 {markdown(side_by_side(states))}
 """)
-    clean, fooled = attacked["clean"], attacked["a step uphill"]
+    clean, shaken, fooled = attacked.values()
     parts.append(f"""\
 ## Adversarial examples
 
@@ -221,9 +221,10 @@ Prediction error (%) on the test images:
 
 {markdown(side_by_side(attacked))}
 
-The step uphill raises the error from {percent(clean.readings[0])} to {percent(fooled.readings[0])} where
-the probe reads the pixels themselves, and from {percent(clean.readings[-1])} to
-{percent(fooled.readings[-1])} at the logits.
+Where the probe reads the pixels themselves, error rises from {percent(clean.readings[0])} to
+{percent(shaken.readings[0])} by the random step and to {percent(fooled.readings[0])} by the one uphill;
+at the logits, from {percent(clean.readings[-1])} to {percent(shaken.readings[-1])} and
+{percent(fooled.readings[-1])}.
 """)
     return "\n".join(parts)
 
