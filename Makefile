@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/thermoscope demo
 
+# In two processes of one thread each: most tests are too small for two threads.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The whole model zoo and full reproductions: an hour or so.
 test-slow: $(VENV)/installed-dev
