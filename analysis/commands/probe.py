@@ -148,7 +148,9 @@ def _print_controls(options: argparse.Namespace, results: Mapping[int, ProbeResu
 
     if not options.controls:
         return
-    step, controls = max(RunRecords(options.run).controls().items(), key=lambda item: item[0])
+    measured = RunRecords(options.run).controls()
+    step = max(measured)
+    controls = measured[step]
     print(
         "\nErrors in % (task and control, which has random labels, on the training rows); bits per label:\n"
     )

@@ -31,9 +31,8 @@ def evaluate_probes(fitted: FittedProbes, table: FeatureTable, *, split: str = "
     missing = [layer for layer in fitted.classifiers if layer not in table.layers]
     if missing:
         raise ProbeError(f"{split} has no features of the fitted layer {missing[0]!r}; extract them.")
-    bias = next(
-        iter(fitted.classifiers.values())
-    ).bias  # of any layer: finite for the classes that were fitted
+    # Of any layer: finite for the classes that were fitted.
+    bias = next(iter(fitted.classifiers.values())).bias
     unknown = np.setdiff1d(table.labels, np.flatnonzero(np.isfinite(bias)))
     if len(unknown):
         raise ProbeError(

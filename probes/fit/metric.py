@@ -72,18 +72,17 @@ class Metric:
 
     def covariant(self, gradient: torch.Tensor) -> torch.Tensor:
         """A gradient in the new coordinates, float32, of the same shape (C, size + 1)."""
-        out = gradient.float()
-        for block, factor in zip(self._blocks, self._factors, strict=True):
-            columns = out[:, block].T.contiguous()
-            out[:, block] = torch.linalg.solve_triangular(factor, columns, upper=False).T
-        out[:, -1] /= self._bias
-        return out
+        return self._solve(gradient.float(), transposed=False)
 
     def contravariant(self, step: torch.Tensor) -> torch.Tensor:
         """A step in the new coordinates as a step in theta, float64."""
-        out = step.clone()
+        return self._solve(step.clone(), transposed=True).double()
+
+    def _solve(self, out: torch.Tensor, *, transposed: bool) -> torch.Tensor:
+        """Systems of the factors or their transposes, in place."""
         for block, factor in zip(self._blocks, self._factors, strict=True):
             columns = out[:, block].T.contiguous()
-            out[:, block] = torch.linalg.solve_triangular(factor.T, columns, upper=True).T
+            matrix = factor.T if transposed else factor
+            out[:, block] = torch.linalg.solve_triangular(matrix, columns, upper=transposed).T
         out[:, -1] /= self._bias
-        return out.double()
+        return out

@@ -215,9 +215,9 @@ call of the module `lower`, so each point of time has a probe of its own. Predic
 
 ![error by layer](future_work_adversarial.png)
 
-The probes are fitted to {FITTED:,} clean images, on at most 1,000 random features of a layer, and stay as
-they are; the images move by {STEP} of a pixel's range, at random or up the gradient of the network's loss.
-Prediction error (%) on the test images:
+The probes are fitted to clean images, {FITTED:,} at most, on 1,000 random features of a layer that has more,
+and stay as they are; the images move by {STEP} of a pixel's range, at random or up the gradient of the
+network's loss. Prediction error (%) on the test images:
 
 {markdown(side_by_side(attacked))}
 
