@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check reproduce bench clean
+.PHONY: demo test test-slow mutants check reproduce bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/thermoscope demo
@@ -16,6 +16,12 @@ test: $(VENV)/installed-dev
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python scripts/bench/coverage.py
+
+# Do the tests notice small changes of the code? All of it takes hours; MUTANTS='probes.fit.*' some minutes.
+MUTANTS ?= *
+mutants: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2 '$(MUTANTS)'
+	$(BIN)/mutmut results
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -60,4 +66,4 @@ $(VENV)/installed-bench: pyproject.toml | $(BIN)/python
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) mutants build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
