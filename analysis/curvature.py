@@ -24,8 +24,11 @@ from hessian import (
     spectral_density,
 )
 
+from .checks import require_number, require_seed, require_steps, require_whole
 from .curvature_figures import best_decreases, best_steps, eigenvalues_over_training, parameter_shares
+from .errors import AnalysisError
 from .processes import join_processes
+from .run_lock import exclusive
 from .runs import Run
 from .snapshots import chosen_snapshots, keep_to_settings, training_config, training_data
 from .sources import find_device, load_model
@@ -54,6 +57,9 @@ class HessianSettings:
         steps: snapshots to look at; all if empty.
         seed: of the subset and the solver.
         device: cpu, cuda, ...
+
+    Raises:
+        AnalysisError: for a number that means nothing.
     """
 
     largest: int = 20
@@ -67,6 +73,16 @@ class HessianSettings:
     steps: tuple[int, ...] = ()
     seed: int = 0
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        require_whole(self, "largest", "smallest", "line_searches")
+        if self.largest + self.smallest == 0:
+            raise AnalysisError("largest and smallest are both 0; ask for one eigenpair at least.")
+        require_number(self, "tol", most=1.0)
+        if self.subset is not None:
+            require_number(self, "subset", most=1.0)
+        require_seed(self)
+        require_steps(self)
 
 
 def measure_hessian(
@@ -94,7 +110,7 @@ def measure_hessian(
     if team is not None and team.rank > 0:
         with team.lead(_Job(config, settings, progress, team).loss):
             return {}
-    with Run(path) as run:
+    with exclusive(path, "hessian"), Run(path) as run:
         snapshots = chosen_snapshots(run, settings.steps)
         folder = path / "spectra"
         begun = any(folder.glob("step_*.npz"))

@@ -1,16 +1,41 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and the operating system's refusals as sentences."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from .errors import AnalysisError
 
-__all__ = ["append_line", "drop_partial_files", "drop_partial_line", "readable_errors", "write_atomically"]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = [
+    "HOST",
+    "append_bytes",
+    "append_line",
+    "drop_partial_files",
+    "drop_partial_line",
+    "in_words",
+    "is_still",
+    "keep_lines",
+    "locked",
+    "readable_errors",
+    "runs_here",
+    "write_atomically",
+]
+
+HOST = socket.gethostname().replace(".", "-") or "unknown"
+_FORGOTTEN = 24 * 3600.0  # seconds after which nobody is still writing a file
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -19,7 +44,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         AnalysisError: if the folder cannot be written or the disk is full; what was there remains.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.partial")
     with readable_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -34,33 +59,75 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def drop_partial_files(folder: Path) -> None:
-    """Delete what `write_atomically` of a process that is no more left behind."""
+    """Delete what `write_atomically` of a process that is no more left behind.
+
+    Whether a process of another host is alive cannot be known here: its files go when they are a day old.
+    """
     for path in folder.rglob(".*.partial"):
-        process = path.name.split(".")[-2]
-        if process.isdigit() and not _runs(int(process)):
+        host, process = ["", *path.name.split(".")][-3:-1]
+        if not process.isdecimal():
+            continue  # somebody else's
+        if not runs_here(int(process)) if host == HOST else _age(path) > _FORGOTTEN:
             path.unlink(missing_ok=True)
 
 
-def _runs(process: int) -> bool:
+def runs_here(process: int) -> bool:
+    """Whether a process of this number is alive on this host; True where that cannot be asked."""
+    if os.name == "nt":  # there, os.kill(process, 0) is no question but Ctrl-C
+        return True
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True  # somebody else's
     return True
 
 
+def _age(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:  # renamed meanwhile
+        return 0.0
+
+
+def locked(descriptor: int, *, wait: bool) -> bool:
+    """Take a file's exclusive lock, which the kernel lets go of when the process dies.
+
+    Returns:
+        False on a file system, or a system, that has no locks.
+
+    Raises:
+        BlockingIOError: if another process holds it and `wait` is False.
+    """
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in _WITHOUT_LOCKS:
+            return False
+        raise
+    return True
+
+
 def append_line(path: Path, line: str) -> None:
     """Add a line in one write and flush it to disk; a line that did not fit is taken back.
+
+    Several processes may add lines to the same file: each waits until the other's is there.
 
     Raises:
         AnalysisError: as `write_atomically`.
     """
-    with readable_errors(path), path.open("ab") as file:
-        start = file.tell()
+    append_bytes(path, line.encode() + b"\n")
+
+
+def append_bytes(path: Path, content: bytes) -> None:
+    """Likewise for a file that has no lines."""
+    with readable_errors(path), _waiting_for(path, "ab") as file:
+        start = os.fstat(file.fileno()).st_size
         try:
-            file.write(line.encode() + b"\n")
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         except OSError:
@@ -71,10 +138,44 @@ def append_line(path: Path, line: str) -> None:
 def drop_partial_line(path: Path) -> None:
     """Cut off what a killed process left behind the last newline."""
     if path.exists():
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(path, whole)
+        with _waiting_for(path, "r+b") as file:
+            content = file.read()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                file.truncate(whole)
+
+
+def keep_lines(path: Path, wanted: Callable[[bytes], bool]) -> None:
+    """Rewrite a file of lines with those that are wanted; it is the old one or the new one, whole.
+
+    Raises:
+        AnalysisError: as `write_atomically`.
+    """
+    if path.exists():
+        with _waiting_for(path, "r+b") as file:
+            lines = file.readlines()
+            kept = [line for line in lines if wanted(line)]
+            if len(kept) < len(lines):
+                write_atomically(path, b"".join(kept))
+
+
+@contextmanager
+def _waiting_for(path: Path, mode: str) -> Iterator[IO[bytes]]:
+    """Open a file when no other process is changing it."""
+    while True:
+        with path.open(mode) as file:
+            locked(file.fileno(), wait=True)
+            if is_still(path, file.fileno()):  # and not replaced while this one waited
+                yield file
+                return
+
+
+def is_still(path: Path, descriptor: int) -> bool:
+    """Whether an open file is still the one at its path."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -83,10 +184,19 @@ def readable_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason = "the disk is full; make room and continue with --resume"
-        elif isinstance(error, PermissionError) or error.errno == errno.EROFS:
-            reason = "you have no permission; choose a folder of your own"
-        else:
-            reason = f"{error.strerror or error}; choose another folder"
-        raise AnalysisError(f"cannot write {str(path)!r}: {reason}.") from error
+        raise AnalysisError(f"cannot write {str(path)!r}: {in_words(error)}.") from error
+
+
+def in_words(error: OSError) -> str:
+    """What the operating system refused, and what can be done about it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; make room and continue with --resume"
+    if error.errno == errno.EFBIG:
+        return "files may not be that large here (ulimit -f); raise the limit and continue with --resume"
+    if error.errno == errno.ENAMETOOLONG:
+        return "the name is too long; choose a shorter one"
+    if error.errno == errno.ELOOP:
+        return "the link leads back to itself; choose another folder"
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return "you have no permission; choose a folder of your own"
+    return f"{error.strerror or error}; choose another folder"

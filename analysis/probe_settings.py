@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import get_args
 
-from .graph_figure import Palette
+from .checks import require_choice, require_seed, require_steps, require_whole
+from .errors import AnalysisError
+from .network_figure import Palette
 
 __all__ = ["FREE_SETTINGS", "ProbeSettings"]
 
@@ -36,6 +40,9 @@ class ProbeSettings:
         steps: snapshots to look at; all if empty.
         palette: colours of the network's picture, red-green or colour-blind.
         diodes: draw the probes as the diodes of the paper's appendix.
+
+    Raises:
+        AnalysisError: for a number or a word that means nothing.
     """
 
     layers: tuple[str, ...] = ("auto",)
@@ -56,3 +63,14 @@ class ProbeSettings:
     steps: tuple[int, ...] = ()
     palette: Palette = "red-green"
     diodes: bool = False
+
+    def __post_init__(self) -> None:
+        require_whole(self, "batch_size", least=1)
+        require_whole(self, "workers", "examples")
+        require_seed(self)
+        require_steps(self)
+        require_choice(self, "dtype", ("float32", "float16"))
+        require_choice(self, "palette", get_args(Palette))
+        for strength in self.l2:
+            if not 0 < strength < math.inf:
+                raise AnalysisError(f"l2 must be finite numbers above 0, not {strength!r}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from .errors import AnalysisError
 from .probe_settings import FREE_SETTINGS, ProbeSettings
 from .probing_figures import draw_controls, draw_network, draw_training
 from .processes import join_processes
+from .run_lock import exclusive
 from .run_records import RunRecords
 from .runs import Run
 from .snapshots import chosen_snapshots, keep_to_settings, training_config, training_data
@@ -59,12 +61,13 @@ def probe_model(
         AnalysisError: if the directory cannot be written.
     """
     job = _Job(Path(path), data, settings, progress, report)
-    probed = job.probe(model.to(find_device(settings.device)), None)
-    if probed is None:
-        return None
-    with Run(path) as run:
-        _keep(run, probed, 0)
-        draw_network(run, model, job.run_once, probed.result, settings.palette, settings.diodes)
+    with exclusive(Path(path), "probe") if job.leads else nullcontext():
+        probed = job.probe(model.to(find_device(settings.device)), None)
+        if probed is None:
+            return None
+        with Run(path) as run:
+            _keep(run, probed, 0)
+            draw_network(run, model, job.run_once, probed.result, settings.palette, settings.diodes)
     return probed.result
 
 
@@ -102,7 +105,7 @@ def probe_snapshots(
         return {}
     file = path / "features" / "settings.json"
     keep_to_settings(file, settings, begun=bool(_results(records)), free=FREE_SETTINGS)
-    with Run(path) as run:
+    with exclusive(path, "probe"), Run(path) as run:
         for step, probed in job.follow(model, waiting):
             if probed is not None:
                 _keep(run, probed, step)

@@ -13,7 +13,7 @@ from .controls import Controls
 from .controls_figures import code_length_figure, random_labels_figure
 from .figures import error_by_depth
 from .graph import model_graph
-from .graph_figure import Palette, graph_figure, save_graph_figure
+from .network_figure import Palette, graph_figure, save_graph_figure
 from .runs import Run
 from .training_figures import error_curves, error_heat_map
 

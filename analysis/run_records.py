@@ -36,42 +36,55 @@ class RunRecords:
         """All lines of `results.jsonl`, but for one at its end that is still being written.
 
         Raises:
-            AnalysisError: for a line that is no JSON.
+            AnalysisError: for a line that is no JSON of a result, and for a file that cannot be read.
         """
-        if self._results.exists():
-            *lines, _ = self._results.read_text().split("\n")
-            for number, line in enumerate(lines, start=1):
+        try:
+            content = self._results.read_bytes()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise AnalysisError(f"cannot read {str(self._results)!r}: {error.strerror}.") from error
+        *lines, _ = content.split(b"\n")
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+                sound = isinstance(record["step"], int) and isinstance(record["kind"], str)
+            except (ValueError, TypeError, KeyError, RecursionError):
+                sound = False
+            if not sound:
+                raise AnalysisError(
+                    f"line {number} of {str(self._results)!r} is damaged; delete that line to go on."
+                )
+            yield record
+
+    def _of_kind(self, kind: str, make: Callable[[dict[str, Any]], T]) -> Iterator[tuple[int, T]]:
+        """(step, result) of the lines of a kind."""
+        for record in self.records():
+            if record["kind"] == kind:
                 try:
-                    yield json.loads(line)
-                except json.JSONDecodeError as error:
+                    made = make(record)
+                except (LookupError, TypeError, ValueError, AttributeError) as error:
                     raise AnalysisError(
-                        f"line {number} of {str(self._results)!r} is damaged; delete that line to go on."
+                        f"the {kind} of step {record['step']} in {str(self._results)!r} was edited, or is "
+                        "another version's; delete that line to go on."
                     ) from error
+                yield record["step"], made
 
     def probe_results(self) -> Iterator[tuple[int, ProbeResult]]:
         """(step, result) of every probe evaluation logged."""
-        for record in self.records():
-            if record["kind"] == "ProbeResult":
-                yield int(record["step"]), _probe_result(record)
+        return self._of_kind("ProbeResult", _probe_result)
 
     def controls(self) -> dict[int, Controls]:
         """The last controls logged at each step."""
-        found = {int(r["step"]): _controls(r) for r in self.records() if r["kind"] == "Controls"}
-        return dict(sorted(found.items()))
+        return dict(sorted(dict(self._of_kind("Controls", _controls)).items()))
 
     def spectra(self) -> dict[int, Spectrum]:
         """The last spectrum logged at each step, without its vectors, which are in `spectrum_path(step)`."""
-        found = {int(r["step"]): from_summary(r) for r in self.records() if r["kind"] == "Spectrum"}
-        return dict(sorted(found.items()))
+        return dict(sorted(dict(self._of_kind("Spectrum", from_summary)).items()))
 
     def line_searches(self) -> dict[tuple[int, str], LineSearch]:
         """The last line search logged at each step along each direction's name."""
-        found = {}
-        for record in self.records():
-            if record.pop("kind") == "LineSearch":
-                place = int(record.pop("step")), str(record.pop("name"))
-                arrays = {key: np.array(record.pop(key), np.float64) for key in ("alphas", "losses")}
-                found[place] = LineSearch(**{**record, **arrays})
+        found = {(step, name): search for step, (name, search) in self._of_kind("LineSearch", _line_search)}
         return dict(sorted(found.items()))
 
     def spectrum_path(self, step: int) -> Path:
@@ -79,22 +92,39 @@ class RunRecords:
         return self.path / "spectra" / f"step_{step:08d}.npz"
 
     def snapshots(self) -> dict[int, Path]:
-        """The weights saved, by step."""
-        files = sorted((self.path / "snapshots").glob("step_*.safetensors"))
-        return {int(file.stem.removeprefix("step_")): file for file in files}
+        """The weights saved, by step; files of other names are not ours."""
+        found = {}
+        for file in (self.path / "snapshots").glob("step_*.safetensors"):
+            number = file.stem.removeprefix("step_")
+            if number.isascii() and number.isdecimal() and file.stem == f"step_{int(number):08d}":
+                found[int(number)] = file
+        return dict(sorted(found.items()))
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """What `config.json` of a run directory says; empty without one.
 
     Raises:
-        AnalysisError: if the file is damaged.
+        AnalysisError: if the file is damaged or cannot be read.
     """
     file = path / "config.json"
     try:
-        return dict(json.loads(file.read_text())) if file.exists() else {}
-    except ValueError as error:
+        config = json.loads(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise AnalysisError(f"cannot read {str(file)!r}: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
         raise AnalysisError(f"{str(file)!r} is damaged; start a new run directory.") from error
+    if not isinstance(config, dict):
+        raise AnalysisError(f"{str(file)!r} is damaged; start a new run directory.")
+    return config
+
+
+def _line_search(record: Mapping[str, Any]) -> tuple[str, LineSearch]:
+    content = {key: value for key, value in record.items() if key not in ("step", "kind", "name")}
+    content |= {key: np.array(content[key], np.float64) for key in ("alphas", "losses")}
+    return str(record["name"]), LineSearch(**content)
 
 
 def _probe_result(record: Mapping[str, Any]) -> ProbeResult:

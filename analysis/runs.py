@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import operator
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,12 +19,20 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from hessian import Density, LineSearch, Spectrum
-from probes import ProbeResult
+from probes import FittedProbes, ProbeResult
 
 from .controls import Controls
 from .curvature_figures import density_figure, line_search_figure
+from .errors import AnalysisError
 from .figures import error_by_depth
-from .files import append_line, drop_partial_files, drop_partial_line, readable_errors, write_atomically
+from .files import (
+    append_line,
+    drop_partial_files,
+    drop_partial_line,
+    keep_lines,
+    readable_errors,
+    write_atomically,
+)
 from .run_records import RunRecords
 from .spectra import save_spectrum, summary
 from .tensorboard import Events
@@ -63,8 +72,7 @@ class Run(RunRecords):
             drop_partial_line(self._results)
         if resume_at is not None:
             self._forget_after(resume_at)
-        with readable_errors(self.path):
-            self.events = Events(self.path, None if resume_at is None else resume_at + 1)
+        self.events = Events(self.path, None if resume_at is None else resume_at + 1)
 
     def __enter__(self) -> Run:
         return self
@@ -75,8 +83,7 @@ class Run(RunRecords):
         self.close()
 
     def close(self) -> None:
-        """Flush TensorBoard's events."""
-        self.events.close()
+        """Nothing is left to write: each result is on disk when `log` returns."""
 
     # -- results ------------------------------------------------------------------------------------
 
@@ -97,7 +104,11 @@ class Run(RunRecords):
             step: of the training.
             name: of a line search's direction, such as "SA 1".
             vectors: whether a spectrum's eigenvectors are kept.
+
+        Raises:
+            AnalysisError: for anything else than such a result or a step, or if it cannot be written.
         """
+        step = _whole(step)
         if isinstance(result, ProbeResult):
             self._append(step, result, asdict(result))
             self.events.add_probes(result, step)
@@ -117,11 +128,13 @@ class Run(RunRecords):
             figure = line_search_figure(result, title=f"{self.path.name}, step {step:,}: {name}")
             self.save_figure(figure, f"hessian_line_search_{tag}_step_{step:08d}")
             self.events.add_figure(f"hessian/line search/{tag}", figure, step)
-        else:
+        elif isinstance(result, Density):
             self._append(step, result, asdict(result))
             figure = density_figure(result, title=f"{self.path.name}, step {step:,}: spectral density")
             self.save_figure(figure, f"hessian_density_step_{step:08d}")
             self.events.add_figure("hessian/density", figure, step)
+        else:
+            raise AnalysisError(_no_result(result))
 
     def _append(self, step: int, result: object, content: Mapping[str, Any]) -> None:
         line = {"step": step, "kind": type(result).__name__, **content}
@@ -139,15 +152,25 @@ class Run(RunRecords):
         self.events.add_figure(f"probes/{result.split}/error by depth{suffix}", figure, step)
 
     def log_scalars(self, scalars: Mapping[str, float], step: int) -> None:
-        """Numbers of the training itself, by TensorBoard tag."""
-        append_line(self._results, json.dumps({"step": step, "kind": "scalars", **scalars}))
-        self.events.add_scalars(scalars, step)
+        """Numbers of the training itself, by TensorBoard tag.
+
+        Raises:
+            AnalysisError: for what is no number, or if it cannot be written.
+        """
+        step, plain = _whole(step), {}
+        for tag, value in scalars.items():
+            if tag in ("step", "kind"):
+                raise AnalysisError(f"{tag!r} is the name of what every line has; choose another.")
+            try:
+                plain[str(tag)] = value if type(value) is int else float(value)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise AnalysisError(f"{tag!r} is a {type(value).__name__}; log numbers.") from error
+        append_line(self._results, json.dumps({"step": step, "kind": "scalars", **plain}))
+        self.events.add_scalars(plain, step)
 
     def _forget_after(self, step: int) -> None:
-        records = list(self.records())
-        kept = [json.dumps(record) + "\n" for record in records if record["step"] <= step]
-        if len(kept) < len(records):
-            write_atomically(self._results, "".join(kept).encode())
+        list(self.records())  # refuse damaged ones before any is dropped
+        keep_lines(self._results, lambda line: json.loads(line)["step"] <= step)
 
     # -- files --------------------------------------------------------------------------------------
 
@@ -170,6 +193,22 @@ class Run(RunRecords):
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         write_atomically(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _whole(step: Any) -> int:
+    try:
+        return operator.index(step)
+    except TypeError as error:
+        raise AnalysisError(f"step must be a whole number, not {step!r}.") from error
+
+
+def _no_result(thing: object) -> str:
+    kinds = ", ".join(kind.__name__ for kind in (ProbeResult, Controls, Spectrum, LineSearch, Density))
+    if isinstance(thing, FittedProbes):
+        return "FittedProbes hold several results; log one of them, as in run.log(fitted.test, step)."
+    if isinstance(thing, Mapping):
+        return f"a {type(thing).__name__} is no result; log numbers by name with run.log_scalars."
+    return f"a {type(thing).__name__} cannot be logged; log a {kinds}."
 
 
 def versions() -> dict[str, str]:

@@ -8,16 +8,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from probes import preserved_random_state
+
 from .errors import AnalysisError
 from .files import write_atomically
 from .preprocessing import Preprocessing
 from .run_records import RunRecords, read_config
 from .sources import DataSplits, load_data
+from .streams import seed_streams
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["chosen_snapshots", "keep_to_settings", "training_config", "training_data"]
+__all__ = ["chosen_snapshots", "fingerprint", "keep_to_settings", "training_config", "training_data"]
+
+
+_OF_THE_DATA = ("model", "data", "data_dir", "image_size", "rgb", "seed")  # settings that a run's data need
 
 
 def training_config(path: Path) -> dict[str, Any]:
@@ -27,7 +33,8 @@ def training_config(path: Path) -> dict[str, Any]:
         AnalysisError: if the folder holds none.
     """
     config = read_config(path)
-    if "model" not in config or "data" not in config:
+    missing = [key for key in _OF_THE_DATA if key not in config]
+    if missing:
         raise AnalysisError(f"{str(path)!r} is no run of thermoscope train; give the folder of one to --run.")
     return config
 
@@ -36,14 +43,26 @@ def training_data(config: Mapping[str, Any]) -> DataSplits:
     """The data that a run was trained on, from its settings.
 
     Raises:
-        AnalysisError: if they are no longer there.
+        AnalysisError: if they are no longer there, or are others now.
     """
-    return load_data(
-        config["data"],
-        data_dir=config["data_dir"],
-        preprocessing=Preprocessing(size=config["image_size"], rgb=config["rgb"]),
-        seed=config["seed"],
-    )
+    with preserved_random_state():
+        seed_streams(config["seed"])
+        data = load_data(
+            config["data"],
+            data_dir=config["data_dir"],
+            preprocessing=Preprocessing(size=config["image_size"], rgb=config["rgb"]),
+            seed=config["seed"],
+        )
+    if config.get("data_fingerprint", now := fingerprint(data, config["seed"])) != now:
+        raise AnalysisError(f"the data of {config['data']!r} are not those that the run was trained on.")
+    return data
+
+
+def fingerprint(data: DataSplits, seed: int) -> str:
+    """A text that is the same for the same data, also where they are augmented at random."""
+    with preserved_random_state():
+        seed_streams(seed)
+        return data.fingerprint()
 
 
 def chosen_snapshots(run: RunRecords, steps: Sequence[int]) -> dict[int, Path]:
@@ -85,9 +104,11 @@ def keep_to_settings(
         write_atomically(file, (json.dumps(now, indent=2) + "\n").encode())
         return
     try:
-        before = dict(json.loads(file.read_text()))
-    except (OSError, ValueError) as error:
-        raise AnalysisError(f"{str(file)!r} is damaged; delete the folder to start anew.") from error
+        before = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        before = None
+    if not isinstance(before, dict):
+        raise AnalysisError(f"{str(file)!r} is damaged or missing; delete its folder to start anew.")
     changed = [key for key, value in now.items() if before.get(key) != value]
     if changed:
         key = changed[0]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.summary import hparams, image, scalar
 
 from hessian import LineSearch, Spectrum
 from probes import ProbeResult
 
 from .controls import Controls
+from .event_file import EventFile
 
 __all__ = ["Events"]
 
@@ -25,7 +28,7 @@ class Events:
     """
 
     def __init__(self, path: Path, purge_step: int | None = None):
-        self._writer = SummaryWriter(str(path), purge_step=purge_step)
+        self._file = EventFile(path, purge_step)
 
     def add_probes(self, result: ProbeResult, step: int) -> None:
         """Scalars of every probe, and of the model's own error."""
@@ -74,25 +77,17 @@ class Events:
 
     def add_scalars(self, scalars: Mapping[str, float], step: int) -> None:
         """Numbers by tag."""
-        for tag, value in scalars.items():
-            self._writer.add_scalar(tag, value, step)
-        self._writer.flush()
+        self._file.add([scalar(tag, value) for tag, value in scalars.items()], step)
 
     def add_figure(self, tag: str, figure: Figure, step: int) -> None:
         """A picture."""
-        self._writer.add_figure(tag, figure, step, close=False)
-        self._writer.flush()
+        canvas: Any = FigureCanvasAgg(figure)
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[:, :, :3]
+        self._file.add([image(tag, pixels, dataformats="HWC")], step)
 
     def add_hparams(self, settings: Mapping[str, object], metrics: Mapping[str, float], step: int) -> None:
-        """The HPARAMS page: the run's settings and what came of them.
-
-        Written to the run's own event file; `SummaryWriter.add_hparams` would make a second run of it.
-        """
+        """The HPARAMS page: the run's settings and what came of them."""
         plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in settings.items()}
-        for summary in hparams(plain, dict(metrics)):
-            self._writer._get_file_writer().add_summary(summary)
+        self._file.add(list(hparams(plain, dict(metrics))), 0)
         self.add_scalars(metrics, step)
-
-    def close(self) -> None:
-        """Flush and close."""
-        self._writer.close()

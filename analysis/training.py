@@ -4,81 +4,34 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from probes import ProbeResult, ProbeSet, preserved_random_state
+from probes import ProbeError, ProbeResult, ProbeSet
 
-from .checkpoint import load_checkpoint, random_state, restore_random_state, save_checkpoint
+from .checkpoint import load_checkpoint, save_checkpoint
 from .errors import AnalysisError
+from .files import readable_errors
 from .preprocessing import Preprocessing
-from .run_records import read_config
+from .run_lock import exclusive
+from .run_records import RunRecords, read_config
 from .runs import Run
 from .schedule import Schedule
+from .snapshots import fingerprint
 from .sources import find_device, load_data, load_model
+from .streams import SeededBatches, random_state, restore_random_state, seed_streams
+from .train_settings import OPTIMIZERS, TrainSettings
+from .trainable import require_trainable, training_loss
 
 __all__ = ["TrainSettings", "train"]
 
 _CHECKPOINT_SECONDS = 60.0
-_AUXILIARY_WEIGHT = 0.3  # of auxiliary heads' losses, as for Inception and GoogLeNet
-_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "sgd": lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9),
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "rmsprop": torch.optim.RMSprop,
-}
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """What is run; becomes `config.json`.
-
-    Attributes:
-        model: see `load_model`.
-        data: see `load_data`; likewise `data_dir`, `image_size` and `rgb`.
-        probe: layers with a probe, patterns as in `ProbeSet`.
-        exclude: patterns of layers to leave out.
-        reduce: reduction of the features, as text.
-        probe_lr: learning rate of the probes.
-        fit_epochs: passes at most with which fresh probes are fitted to the fixed model before and after.
-        epochs: passes of the model over the training set.
-        batch_size: examples per step.
-        optimizer: sgd, adam, adamw or rmsprop.
-        lr: its learning rate.
-        evaluate: schedule of probe evaluations on the validation set.
-        snapshots: schedule of saved weights.
-        seed: of the model's weights, the order of the data and the probes' random features.
-        device: cpu, cuda, ...
-        workers: processes that load data.
-    """
-
-    model: str
-    data: str
-    data_dir: str = "data"
-    image_size: int | None = None
-    rgb: bool = False
-    probe: tuple[str, ...] = ("auto",)
-    exclude: tuple[str, ...] = ()
-    reduce: str = "auto"
-    probe_lr: float = 0.03
-    fit_epochs: int = 10
-    epochs: int = 10
-    batch_size: int = 64
-    optimizer: str = "adam"
-    lr: float = 1e-3
-    evaluate: str = "epoch"
-    snapshots: str = "none"
-    seed: int = 0
-    device: str = "cpu"
-    workers: int = 0
 
 
 def train(
@@ -106,27 +59,30 @@ def train(
         ProbeError: likewise for layers and labels.
     """
     path = Path(path)
-    _refuse_confusion(path, settings, resume)
-    saved = path / "resume.pt"
-    checkpoint = load_checkpoint(saved) if resume and saved.exists() else None
-    job = _Job(settings, saved, progress)
-    done = -1 if checkpoint is None else int(checkpoint["step"])
-    config = {**asdict(settings), "data_fingerprint": job.data.fingerprint()}
-    with Run(path, config, resume_at=done if resume else None) as run, job.probes:
-        if read_config(path).get("data_fingerprint") != config["data_fingerprint"]:
+    with exclusive(path, "train"):
+        begun = _begun(path, settings, resume)
+        saved = path / "resume.pt"
+        checkpoint = load_checkpoint(saved) if begun and saved.exists() else None
+        job = _Job(settings, saved, progress)
+        config = {**asdict(settings), "data_fingerprint": fingerprint(job.data, settings.seed)}
+        if begun and read_config(path).get("data_fingerprint") != config["data_fingerprint"]:
             raise AnalysisError(f"the data of {settings.data!r} are not those that {str(path)!r} began with.")
-        if checkpoint is None:
-            job.measure_fitted(run)
-            job.save()
-        else:
+        if checkpoint is not None:
             job.restore(checkpoint)
-        job.train(run)
-        if not any(step == job.total and r.split == "test" for step, r in run.probe_results()):
-            job.measure_fitted(run)
-        tests = [result for _, result in run.probe_results() if result.split == "test"]
-        own = tests[-1].references[0].model_error
-        metrics = {} if own is None else {"hparam/test_error": own}
-        run.events.add_hparams(asdict(settings), metrics, job.total)
+        # Everything has been looked at; from here on the directory is changed.
+        if not begun:
+            _clear(path)
+        with Run(path, config, resume_at=job.step if resume else None) as run, job.probes:
+            if checkpoint is None:
+                job.measure_fitted(run)
+                job.save()
+            job.train(run)
+            if not any(step == job.total and r.split == "test" for step, r in run.probe_results()):
+                job.measure_fitted(run)
+            tests = [result for _, result in run.probe_results() if result.split == "test"]
+            own = tests[-1].references[0].model_error
+            metrics = {} if own is None else {"hparam/test_error": own}
+            run.events.add_hparams(asdict(settings), metrics, job.total)
     return tests[0], tests[-1]
 
 
@@ -135,17 +91,17 @@ class _Job:
 
     def __init__(self, settings: TrainSettings, saved: Path, progress: bool):
         self.settings, self._saved, self._progress = settings, saved, progress
+        seed_streams(settings.seed)
         self.data = load_data(
             settings.data,
             data_dir=settings.data_dir,
             preprocessing=Preprocessing(size=settings.image_size, rgb=settings.rgb),
             seed=settings.seed,
         )
-        torch.manual_seed(settings.seed)
+        seed_streams(settings.seed)
         self.model = load_model(settings.model, self.data.num_classes).to(find_device(settings.device))
-        if settings.optimizer not in _OPTIMIZERS:
-            raise AnalysisError(f"unknown optimizer {settings.optimizer!r}; use {', '.join(_OPTIMIZERS)}.")
-        self.optimizer = _OPTIMIZERS[settings.optimizer](self.model.parameters(), settings.lr)
+        require_trainable(self.model, self.data.train)
+        self.optimizer = OPTIMIZERS[settings.optimizer](self.model.parameters(), settings.lr)
         layers = "auto" if settings.probe == ("auto",) else settings.probe
         self.probes = ProbeSet(
             self.model,
@@ -156,7 +112,6 @@ class _Job:
             lr=settings.probe_lr,
             seed=settings.seed,
         )
-        _try_model(self.model, self.data.train)
         self.step = 0
         self._losses: list[torch.Tensor] = []  # since the last evaluation
         self.per_epoch = len(_batches(self.data.train, settings, 0))
@@ -166,11 +121,12 @@ class _Job:
 
     def loader(self, split: Any, epoch: int | None = None, skip: int = 0) -> DataLoader[Any]:
         """Batches of a split: in order, or shuffled for an epoch, from the `skip`-th on."""
+        settings, examples = self.settings, SeededBatches(split, self.settings.seed, epoch)
         # A generator of its own: starting a loader must not draw from the model's random stream.
-        common: dict[str, Any] = {"num_workers": self.settings.workers, "generator": torch.Generator()}
+        common: dict[str, Any] = {"num_workers": settings.workers, "generator": torch.Generator()}
         if epoch is None:
-            return DataLoader(split, batch_size=4 * self.settings.batch_size, **common)
-        return DataLoader(split, batch_sampler=_batches(split, self.settings, epoch)[skip:], **common)
+            return DataLoader(examples, batch_size=4 * settings.batch_size, **common)
+        return DataLoader(examples, batch_sampler=_batches(split, settings, epoch)[skip:], **common)
 
     def measure_fitted(self, run: Run) -> None:
         """Fit fresh probes to the model held fixed and read them on test data."""
@@ -188,7 +144,7 @@ class _Job:
         with tqdm(total=self.total, initial=self.step, unit="step", disable=disable) as bar:
             for x, y in self._remaining():
                 self.model.train()
-                loss = _loss(self.model(x.to(device)), y.to(device))
+                loss = training_loss(self.model(x.to(device)), y.to(device))
                 loss.backward()
                 self.optimizer.step()
                 self.optimizer.zero_grad()
@@ -229,13 +185,24 @@ class _Job:
         save_checkpoint(self._saved, state)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a checkpoint."""
-        self.step = int(state["step"])
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.probes.load_state_dict(state["probes"])
-        self._losses = list(state["losses"])
-        restore_random_state(state["random"])
+        """Go back to a checkpoint.
+
+        Raises:
+            AnalysisError: if it is one of another run.
+        """
+        refusal = f"{str(self._saved)!r} is no checkpoint of this run; delete it to start this run anew."
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.probes.load_state_dict(state["probes"])
+            self._losses = [torch.as_tensor(loss) for loss in state["losses"]]
+            restore_random_state(state["random"])
+            self.step = int(state["step"])
+            fits = 0 <= self.step <= self.total
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ProbeError) as error:
+            raise AnalysisError(refusal) from error
+        if not fits:
+            raise AnalysisError(refusal)
 
 
 class _Shuffled:
@@ -257,48 +224,37 @@ def _batches(split: Any, settings: TrainSettings, epoch: int) -> list[list[int]]
     return batches[:-1] if len(batches[-1]) == 1 < len(batches) else batches
 
 
-def _loss(output: Any, y: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the logits, and with less weight of auxiliary heads' logits in a tuple."""
-    if isinstance(output, torch.Tensor):
-        return F.cross_entropy(output, y)
-    main, *auxiliary = [part for part in output if isinstance(part, torch.Tensor)]
-    loss = F.cross_entropy(main, y)
-    for logits in auxiliary:
-        loss = loss + _AUXILIARY_WEIGHT * F.cross_entropy(logits, y)
-    return loss
+def _begun(path: Path, settings: TrainSettings, resume: bool) -> bool:
+    """Whether the directory holds a run to go on with; it holds one run, and only `--resume` goes on with it.
 
-
-def _try_model(model: nn.Module, split: Any) -> None:
-    """Refuse images that the model cannot take before anything long begins."""
-    device = next(model.parameters()).device
-    x = torch.stack([torch.as_tensor(split[i][0]) for i in range(2)]).to(device)
-    try:
-        with preserved_random_state(), torch.no_grad():
-            model.eval()(x)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise AnalysisError(
-            f"the model cannot take images of shape {tuple(x.shape[1:])}: {reason}; --rgb gives three "
-            "channels and --image-size another size."
-        ) from error
-
-
-def _refuse_confusion(path: Path, settings: TrainSettings, resume: bool) -> None:
-    """A run directory holds one run, and only `--resume` goes on with it."""
-    config = path / "config.json"
+    A command that failed before its first step leaves nothing that is worth keeping.
+    """
+    config, records = read_config(path), RunRecords(path)
+    steps = [int(record["step"]) for record in records.records()] + list(records.snapshots())
+    began_here = "data_fingerprint" in config and "fit_epochs" in config
+    worth = (path / "resume.pt").exists() or max(steps, default=-1) > (0 if began_here else -1)
     if not resume:
-        if config.exists():
+        if worth or (config and not began_here):
             raise AnalysisError(
                 f"{str(path)!r} holds a run already; add --resume to go on, or choose another --run."
             )
-        return
-    if not config.exists():
+        return False
+    if not config:
         raise AnalysisError(f"there is no run in {str(path)!r} to resume; leave --resume out to start it.")
-    before, now = read_config(path), json.loads(json.dumps(asdict(settings)))
-    changed = [key for key, value in now.items() if before.get(key, value) != value]
+    now = json.loads(json.dumps(asdict(settings)))
+    changed = [key for key, value in now.items() if config.get(key, value) != value]
     if changed:
         key = changed[0]
         raise AnalysisError(
-            f"the run in {str(path)!r} was started with {key}={before[key]!r}, not {now[key]!r}; resume it "
+            f"the run in {str(path)!r} was started with {key}={config[key]!r}, not {now[key]!r}; resume it "
             "with the same settings, or choose another --run."
         )
+    return True
+
+
+def _clear(path: Path) -> None:
+    """Take away what a command left that failed before its first step."""
+    with readable_errors(path):
+        for pattern in ("config.json", "results.jsonl", "snapshots/step_*", "events.out.tfevents.*"):
+            for file in path.glob(pattern):
+                file.unlink()

@@ -126,7 +126,32 @@ def _load(model: nn.Module, weights: Mapping[str, torch.Tensor], path: str | Pat
             raise AnalysisError(
                 f"{str(path)!r} is a checkpoint of another model: {name!r} is {there} there and {here} here."
             )
+    for name, tensor in weights.items():
+        if not _fits(tensor, own[name]):
+            raise AnalysisError(
+                f"{str(path)!r} is a checkpoint of another model: {name!r} is {_kind(tensor)} there, and "
+                f"{_kind(own[name])} here cannot take it as it is."
+            )
     model.load_state_dict(weights, strict=False)
+
+
+def _fits(tensor: torch.Tensor, own: torch.Tensor) -> bool:
+    """Whether a tensor of a checkpoint can be the model's: rounded, but not of another kind of number."""
+    if tensor.layout != torch.strided or tensor.is_meta:
+        return False
+    if own.is_floating_point() or own.is_complex():
+        kinds = [(one.is_floating_point(), one.is_complex()) for one in (own, tensor)]
+        return kinds[0] == kinds[1]
+    if tensor.is_quantized or tensor.is_complex():
+        return False
+    return bool(torch.equal(tensor.to(own.dtype).to(tensor.dtype), tensor))  # counters and masks: exactly
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_meta:
+        return f"{dtype} without values"
+    return dtype if tensor.layout == torch.strided else f"{dtype} {str(tensor.layout).removeprefix('torch.')}"
 
 
 def _safetensors(path: Path) -> dict[str, Any]:

@@ -35,3 +35,16 @@ def test_every_public_name_is_there_and_documented() -> None:
     for package in (probes, hessian):
         for name in package.__all__:
             assert getattr(package, name).__doc__ or name == "Mode", name
+
+
+def test_every_public_name_of_analysis_is_there_and_documented() -> None:
+    import analysis
+
+    homes = [name for names in analysis._HOMES.values() for name in names]
+    assert sorted(homes) == sorted(analysis.__all__)
+    for name in analysis.__all__:
+        assert getattr(analysis, name).__doc__, name
+        assert getattr(analysis, name).__name__ == name
+    assert set(analysis.__all__) <= set(dir(analysis))
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = analysis.nothing

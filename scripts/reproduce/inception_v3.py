@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from analysis import AnalysisError, DataSplits, Run, error_by_depth, load_data
 from analysis.graph import model_graph
-from analysis.graph_figure import graph_over_training
+from analysis.network_figure import graph_over_training
 from analysis.preprocessing import Preprocessing, own_preprocessing
 from analysis.pretrained_models import inception_v3_trunk
 from analysis.probe_settings import ProbeSettings

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from analysis import AnalysisError, Run, frame, history
-from analysis.files import append_line, drop_partial_line, write_atomically
+from analysis.files import HOST, append_line, drop_partial_line, write_atomically
 from analysis.tables import side_by_side
 from probes import ProbeResult, Reading, Reference
 
@@ -136,10 +137,22 @@ def test_files_half_written_by_a_killed_process_are_gone_when_the_run_is_opened(
     dead.wait()
     with Run(tmp_path) as run:
         run.log(RESULT, 0)
-    orphan = tmp_path / "snapshots" / f".step_00000001.json.{dead.pid}.partial"
-    being_written = tmp_path / "snapshots" / f".step_00000002.json.{os.getpid()}.partial"
-    orphan.write_text("{")
-    being_written.write_text("{")
+    folder, old = tmp_path / "snapshots", time.time() - 3 * 86400
+    gone = {
+        "of a dead process here": folder / f".step_00000001.json.{HOST}.{dead.pid}.partial",
+        "of another host, days old": folder / ".step_00000001.json.elsewhere.7.partial",
+        "of the version before, days old": folder / f".step_00000003.json.{dead.pid}.partial",
+    }
+    kept = {
+        "of a process that is alive": folder / f".step_00000002.json.{HOST}.{os.getpid()}.partial",
+        "of another host, where the process may be alive": folder / f".x.json.elsewhere.{dead.pid}.partial",
+        "somebody else's": folder / ".mine.partial",
+    }
+    for path in (*gone.values(), *kept.values()):
+        path.write_text("{")
+    for name in ("of another host, days old", "of the version before, days old"):
+        os.utime(gone[name], (old, old))
+    os.utime(kept["somebody else's"], (old, old))
     Run(tmp_path).close()
-    assert not orphan.exists()
-    assert being_written.exists()
+    assert not [name for name, path in gone.items() if path.exists()]
+    assert not [name for name, path in kept.items() if not path.exists()]

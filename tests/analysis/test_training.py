@@ -156,7 +156,6 @@ def test_runs_are_not_mixed(undisturbed: Path, tmp_path: Path) -> None:
     ],
 )
 def test_wrong_settings_are_one_sentence(change: dict[str, object], sentence: str, tmp_path: Path) -> None:
-    settings = TrainSettings(**{**asdict(SETTINGS), **change})
     with pytest.raises((AnalysisError, ProbeError), match=sentence) as error:
-        train(settings, tmp_path / "run", progress=False)
+        train(TrainSettings(**{**asdict(SETTINGS), **change}), tmp_path / "run", progress=False)  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
