@@ -1,6 +1,6 @@
 """The contents of a feature store's folder: what the records say, and where the arrays are.
 
-data.json       rows, kinds of labels, digests
+data.json       rows, kinds of labels, holdings of the data set, digests
 labels.npy      or labels-NAME.npy: (rows, ...), int64 or float32
 inputs.npy      a digest of each example, (rows,), uint64
 0123456789ab/   a checkpoint, by the SHA-256 of its structure and weights
@@ -41,11 +41,13 @@ class Data:
     Attributes:
         rows: examples.
         labels: by name of the label set, dtype and shape of one row.
+        holdings: a digest of what the loader's data set was; empty if that cannot be said.
         digests: by file name.
     """
 
     rows: int
     labels: Mapping[str, tuple[str, tuple[int, ...]]]
+    holdings: str
     digests: Mapping[str, Digest]
 
     def columns(self, store: Path) -> list[Column]:
@@ -67,7 +69,7 @@ class Data:
         if content is None:
             return None
         labels = {name: (dtype, tuple(shape)) for name, (dtype, shape) in content["labels"].items()}
-        return Data(content["rows"], labels, _digests(content))
+        return Data(content["rows"], labels, content["holdings"], _digests(content))
 
     @property
     def checksum(self) -> str:
@@ -85,7 +87,6 @@ class Manifest:
         data: the data's checksum.
         layers: in execution order.
         digests: by layer.
-        requests: by text, what asked for them: the layers it meant, and those left out with the reason.
     """
 
     model: str
@@ -93,7 +94,6 @@ class Manifest:
     data: str
     layers: tuple[StoredLayer, ...]
     digests: Mapping[str, Digest]
-    requests: Mapping[str, tuple[tuple[str, ...], Mapping[str, str]]]
 
     def write(self, store: Path) -> None:
         """Put it on record."""
@@ -120,7 +120,6 @@ class Manifest:
             content["data"],
             tuple(StoredLayer(**layer) for layer in content["layers"]),
             _digests(content),
-            {key: (tuple(layers), skipped) for key, (layers, skipped) in content["requests"].items()},
         )
 
     def require_data(self, store: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -14,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from ..host import tensors_in
+from ..errors import ProbeError
 
-__all__ = ["Digests", "array_digest", "input_digests", "mixed", "model_digest"]
+__all__ = ["Digests", "array_digest", "input_digests", "mixed", "model_digest", "tensor_bytes"]
 
 Digests = npt.NDArray[np.uint64]
 _AT_ONCE = 2**18  # numbers that fit a processor's cache
-_SAMPLE = 256  # numbers per example that tell one input from another
 _SEED = 20160104  # of the weights; a store's digests hold for this one
 
 
@@ -34,30 +35,40 @@ def array_digest(rows: npt.NDArray[Any], numbers: npt.NDArray[np.int64]) -> int:
 
 
 def input_digests(batch: Any, rows: int) -> Digests:
-    """A digest of each example in a batch of `rows`: uint64 (rows,).
+    """A digest of each example in a batch of `rows`, over all that the batch holds: uint64 (rows,).
 
-    It covers evenly spread numbers of every tensor in the batch that has an entry per example.
+    What has no entry per example, such as a sequence with time first, counts for every one of them.
     """
     total = np.zeros(rows, np.uint64)
-    for tensor in tensors_in(batch):
-        if tensor.ndim and len(tensor) == rows and tensor.numel():
-            flat = tensor.detach().reshape(rows, -1)
-            width = flat.shape[1]
-            if width > _SAMPLE:
-                flat = flat[:, torch.arange(_SAMPLE, device=flat.device) * width // _SAMPLE]
-            words = flat.contiguous().view(torch.uint8).cpu().numpy()
-            total = mixed(total + _row_digests(words) + np.uint64(width))
+    for part in _parts(batch, rows):
+        total = mixed(total + _row_digests(part) + np.uint64(part.shape[1]))
     return total
 
 
 def model_digest(model: nn.Module) -> str:
-    """SHA-256 over a model's structure and the names, types, shapes and bytes of its state."""
-    digest = hashlib.sha256(re.sub(" at 0x[0-9a-f]+", "", repr(model)).encode())
-    for name, value in model.state_dict().items():
-        if isinstance(value, torch.Tensor):
-            digest.update(f"\n{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    """SHA-256 over a model's structure and the names, types, shapes and bytes of its state and buffers.
+
+    Raises:
+        ProbeError: if it has no weights yet.
+    """
+    digest = hashlib.sha256(_text(model).encode())
+    buffers = dict(model.named_buffers())  # also those that are not saved
+    for name, value in {**buffers, **model.state_dict()}.items():
+        digest.update(f"\n{name} ".encode())
+        _add_state(digest, name, value)
     return digest.hexdigest()
+
+
+def tensor_bytes(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """All bytes of a tensor of any layout, in the order of its elements: (bytes,)."""
+    tensor = tensor.detach()
+    if tensor.is_quantized:
+        tensor = torch.cat([tensor.int_repr().double().flatten(), tensor.dequantize().double().flatten()])
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    flat = tensor.resolve_conj().resolve_neg().cpu().contiguous().flatten()
+    found: npt.NDArray[np.uint8] = flat.view(torch.uint8).numpy()
+    return found
 
 
 def mixed(words: Digests) -> Digests:
@@ -85,3 +96,60 @@ def _weights(count: int) -> Digests:
     # Only a bit generator's raw words are promised never to change between versions of NumPy.
     words: Digests = np.random.PCG64(_SEED).random_raw(count)
     return words | np.uint64(1)
+
+
+def _parts(batch: Any, rows: int) -> Iterator[npt.NDArray[Any]]:
+    """What a batch holds, as words: (rows, words) where there is an entry per example, else (1, words)."""
+    if isinstance(batch, torch.Tensor) and not batch.is_nested:
+        if batch.numel():
+            yield _words(tensor_bytes(batch), rows if batch.ndim and len(batch) == rows else 1)
+    elif isinstance(batch, Mapping):
+        for item in batch.values():
+            yield from _parts(item, rows)
+    elif isinstance(batch, (list, tuple, torch.Tensor)):
+        items = list(batch.unbind() if isinstance(batch, torch.Tensor) else batch)
+        if len(items) != rows or any(_has_entries(item, rows) for item in items):
+            for item in items:
+                yield from _parts(item, rows)
+        else:
+            yield np.array([input_digests(item, 1) for item in items])
+    elif hasattr(batch, "__array_interface__"):  # NumPy's arrays, and images
+        array = np.asarray(batch)
+        if array.dtype == object:
+            yield from _parts(array.tolist(), rows)
+        elif array.size:
+            flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            yield _words(flat, rows if array.ndim and len(array) == rows else 1)
+    else:
+        yield _words(np.frombuffer(_text(batch).encode() or b" ", np.uint8), 1)
+
+
+def _has_entries(item: Any, rows: int) -> bool:
+    return isinstance(item, (torch.Tensor, np.ndarray)) and item.ndim > 0 and len(item) == rows
+
+
+def _words(data: npt.NDArray[np.uint8], rows: int) -> npt.NDArray[Any]:
+    """Bytes as a matrix of words: of 32 bits at most, for two flips of a highest bit would cancel."""
+    width = len(data) // rows
+    return data.reshape(rows, width).view(f"u{next(size for size in (4, 2, 1) if width % size == 0)}")
+
+
+def _add_state(digest: Any, name: str, value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        if is_lazy(value) or value.is_meta:
+            raise ProbeError(
+                f"the model has no weights yet ({name!r} is empty); give it some, or run one batch through "
+                "its lazy layers, before its features are extracted."
+            )
+        digest.update(f"{value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(tensor_bytes(value).data)
+    elif isinstance(value, (tuple, list)):  # packed weights of quantised layers
+        for item in value:
+            _add_state(digest, name, item)
+    else:
+        digest.update(_text(value).encode())
+
+
+def _text(value: Any) -> str:
+    """What an object says of itself, without where in memory it is."""
+    return re.sub(" at 0x[0-9a-f]+", "", repr(value))

@@ -8,17 +8,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch.distributed as dist
 from torch import nn
 
 from ..errors import ProbeError
 from ..host import held_fixed
-from .contents import Data, Manifest, Settings, checkpoint_folder
-from .digests import model_digest
+from ..reduction import parse_reduction
+from .contents import Data, Manifest, Settings, checkpoint_folder, layer_column
+from .digests import Digests, input_digests, model_digest
 from .job import Job, Lock
-from .layer_run import LayerRun, Request, StoredLayer
-from .one_pass import Estimate, First, Pass
+from .layer_run import LayerRun, Request, StoredLayer, Tensors
+from .one_pass import Estimate, First, Pass, features_of, kinds_of, labels_of, stored_data
 from .processes import Processes
+from .recognition import require_same_features, tolerance_of
 from .records import checksum
 from .source import Opening, Source
 from .writer import Stored
@@ -64,15 +68,15 @@ class Extraction:
                 if self._source.is_counted_quickly:
                     self._require_rows(data)
                 self._stored_inputs(data).compare(0, opening.inputs)
-            answer = None if manifest is None else manifest.requests.get(self._request.text or "")
-            if data is not None and manifest is not None and answer is not None:
-                return data, manifest, *answer
             first = self._look_at(opening)
             have = [] if manifest is None else list(manifest.layers)
             missing = self._missing(first.layers, have)
-            if missing or manifest is None:
-                self._pass(self._job(data, have, missing, first), first)
-        self._processes.first_does(lambda: self._note_request(first))
+            order = [layer.name for layer in missing]
+            if data is not None and have:
+                order = self._recognise(data, have, missing, first)
+            if missing:
+                self._pass(self._job(data, order, missing, first), first)
+        self._processes.first_does(lambda: Job.clear_traces(self._store, self._id))
         data, manifest = Data.read(self._store), self._manifest()
         assert data is not None
         assert manifest is not None
@@ -122,27 +126,87 @@ class Extraction:
                 )
         return [layer for layer in wanted if layer.name not in known]
 
-    def _job(
-        self, data: Data | None, have: list[StoredLayer], missing: list[StoredLayer], first: First
-    ) -> Job:
-        labels = {
-            name: (str(y.dtype).removeprefix("torch."), tuple(y.shape[1:]))
-            for name, y in first.labels.items()
-        }
+    def _recognise(
+        self, data: Data, have: list[StoredLayer], missing: list[StoredLayer], first: First
+    ) -> list[str]:
+        """Look whether model and data are still those of the layers that the store has.
+
+        The first batch is compared with what is stored. Where nothing is missing, so that no pass compares
+        the inputs of all rows, two more batches are, and all inputs unless the data set holds the same.
+
+        Returns:
+            The names of all layers in execution order.
+
+        Raises:
+            ProbeError: naming what differs.
+        """
+        numbers: list[int] = []
+        if not missing:
+            self._require_rows(data)
+            count = len(self._source.sizes)
+            numbers = sorted({count // 2, count - 1} - {0})
+            if not self._source.holdings or self._source.holdings != data.holdings:
+                for row, inputs in self._source.inputs(range(count)):
+                    self._stored_inputs(data).compare(row, inputs)
+        with LayerRun(self._model, self._of_all(have, missing)) as run:
+            features, labels = run(first.opening.batch, 0)
+            order = list(features)
+            self._compare(data, have, 0, first.opening.inputs, features, labels, run)
+            for number, batch in self._source.batches(numbers):
+                inputs = input_digests(batch, int(self._source.sizes[number]))
+                self._compare(data, have, number, inputs, *run(batch, number), run)
+        return order
+
+    def _of_all(self, have: list[StoredLayer], missing: list[StoredLayer]) -> Request:
+        """The request of all layers: those that are asked for as they are, the others as they were."""
+        own = self._request.reduce
+        stored = {layer.name: layer.reduction for layer in have if _is_reduction(layer.reduction)}
+        names = (*(layer.name for layer in have), *(layer.name for layer in missing))
+        reduce = {**stored, **(own if isinstance(own, Mapping) else {"**": own})}
+        return replace(self._request, layers=names, exclude=(), reduce=reduce)
+
+    def _compare(
+        self,
+        data: Data,
+        have: list[StoredLayer],
+        number: int,
+        inputs: Digests,
+        features: Tensors,
+        labels: Tensors,
+        run: LayerRun,
+    ) -> None:
+        """Refuse a batch that is not as it is stored."""
+        row, rows = int(self._source.starts[number]), int(self._source.sizes[number])
+        for layer in have:
+            if run.reduction(layer.name) == layer.reduction:
+                column = layer_column(self._folder, layer, self._settings, data.rows)
+                self._require_features(layer, column.read(), row, features, number)
+        self._require_labels(data, labels)
+        blocks = [inputs, *(y.cpu().numpy() for y in labels_of(labels, rows, number, data.labels))]
+        for stored, block in zip(stored_data(data, self._store), blocks, strict=True):
+            stored.compare(row, block)
+
+    def _require_features(
+        self, layer: StoredLayer, stored: npt.NDArray[Any], row: int, features: Tensors, number: int
+    ) -> None:
+        """Refuse a batch whose features of a layer are others than those stored from row `row` on."""
+        rows = int(self._source.sizes[number])
+        found = features_of(layer, features, rows, number, self._settings.dtype).cpu().numpy()
+        tolerance = tolerance_of(self._model, self._request.autocast)
+        require_same_features(layer.name, row, stored[row : row + rows], found, tolerance, self._store)
+
+    def _require_labels(self, data: Data, labels: Tensors) -> None:
+        found = kinds_of(labels)
+        if found != data.labels:
+            raise ProbeError(
+                f"the labels are {found}, in the store {self._store} {dict(data.labels)}: it belongs to "
+                "other data, so choose another folder."
+            )
+
+    def _job(self, data: Data | None, order: list[str], missing: list[StoredLayer], first: First) -> Job:
         if data is not None:
             self._require_rows(data)
-            if labels != data.labels:
-                raise ProbeError(
-                    f"the labels are {labels}, in the store {self._store} {dict(data.labels)}: it belongs to "
-                    "other data, so choose another folder."
-                )
-        order = [layer.name for layer in missing]
-        if have:  # how the old and the new ones follow one another
-            both = replace(
-                self._request, layers=[*(layer.name for layer in have), *order], exclude=(), reduce="auto"
-            )
-            with LayerRun(self._model, both) as run:
-                order = list(run(first.opening.batch, 0)[0])
+            self._require_labels(data, first.labels)
         sizes = self._source.sizes
         return Job(
             model=self._id,
@@ -152,32 +216,24 @@ class Extraction:
             batches=len(sizes),
             rows=int(sizes.sum()),
             sizes=checksum(sizes.tolist()),
-            labels=labels,
+            labels=kinds_of(first.labels),
+            holdings=self._source.holdings,
             with_data=data is None,
         )
-
-    def _note_request(self, first: First) -> None:
-        """So that the same request is known without running the model."""
-        Job.clear_traces(self._store, self._id)
-        manifest, text = Manifest.read(self._folder), self._request.text
-        if manifest is not None and text is not None:
-            names = tuple(layer.name for layer in first.layers)
-            requests = {**manifest.requests, text: (names, first.skipped)}
-            replace(manifest, requests=dict(sorted(requests.items()))).write(self._store)
 
     # -- the pass -----------------------------------------------------------------------------------
 
     def _pass(self, job: Job, first: First) -> None:
         inputs = first.opening.inputs
-        self._processes.require_same(checksum([asdict(job), inputs.tolist()]), "models, data or layers")
+        own = asdict(replace(job, holdings=""))  # which may name a process's own folder
+        self._processes.require_same(checksum([own, inputs.tolist()]), "models, data or layers")
         lock = Lock(self._store)
         try:
             self._processes.first_does(lock.acquire)
             self._processes.first_does(lambda: job.prepare(self._store))
             job = Job.read(self._folder) or job
             todo = job.todo(self._store)
-            if job.with_data and len(todo) and todo[0] > 0:
-                Stored(job.columns(self._store)[0].raw(), "inputs", self._store).compare(0, inputs)
+            self._require_same_job(job, todo, first)
             self._processes.require_same(checksum(todo.tolist()), "views of the store's folder")
             if len(todo):
                 options = replace(self._request, layers=tuple(x.name for x in job.layers), exclude=())
@@ -191,6 +247,30 @@ class Extraction:
             self._processes.first_does(lambda: job.finish(self._store))
         finally:
             lock.release()
+
+    def _require_same_job(self, job: Job, todo: npt.NDArray[np.int64], first: First) -> None:
+        """Refuse to go on with what was begun with other data or another model, by what is done of it."""
+        done = np.setdiff1d(np.arange(job.batches), todo).tolist()
+        if not done:
+            return
+        data = Data(job.rows, job.labels, job.holdings, {})
+        stored = Stored(data.columns(self._store)[0].raw(), "inputs", self._store)
+        if 0 in done:
+            stored.compare(0, first.opening.inputs)
+            for layer in job.layers:
+                column = layer_column(self._folder, layer, self._settings, job.rows)
+                self._require_features(layer, column.raw(), 0, first.features, 0)
+        if not job.holdings or job.holdings != self._source.holdings:
+            for row, inputs in self._source.inputs(done):
+                stored.compare(row, inputs)
+
+
+def _is_reduction(text: str) -> bool:
+    try:
+        parse_reduction(text)
+    except ProbeError:  # a user's own
+        return False
+    return True
 
 
 def _described(settings: Settings) -> str:

@@ -38,7 +38,7 @@ class FeatureStore:
 
     Attributes:
         path: the folder.
-        model: SHA-256 of the model's structure and weights.
+        model: SHA-256 of the model's structure, weights and buffers.
         layers: names in execution order.
         reductions: how each layer was reduced, as in `"avg:1"`.
         skipped: layers that `"auto"` chose but that cannot be stored, and why.
@@ -99,6 +99,15 @@ class FeatureStore:
         random streams are restored. Killed at any moment, the same call continues where it was, with a loss
         of seconds, and ends with the same bytes. Several processes that share a file system take batches in
         turn; any number of them, with as many threads each, gives the same bytes.
+
+        What is in the store already counts only if it is what this call would give. A checkpoint is known by
+        its structure, weights and buffers. What else a model computes by (hooks, attributes, `forward`) shows
+        in its features of the first batch, which are compared with the stored ones, and where all layers are
+        there in those of two more batches. Differences up to a thousandth of a feature's root mean square
+        over those rows (3 % in half precision) pass for rounding. The inputs of all rows are compared with
+        their digests, unless a `DataLoader`'s data set holds the same tensors, arrays and texts in the same
+        order, and the files it names have their size and time of change: then those of three batches are.
+        (So a data set that can only be asked, such as an open database, is known by three batches.)
 
         Args:
             model: any module. DDP and `torch.compile` wrappers are looked through.

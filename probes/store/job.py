@@ -40,6 +40,7 @@ class Job:
         batches, rows: of the data.
         sizes: a checksum of the rows of each batch.
         labels: by name of the label set, dtype and shape of one row.
+        holdings: of the data set when it was begun; see `Data`.
         with_data: whether the data's own columns are to be written, too.
     """
 
@@ -51,6 +52,7 @@ class Job:
     rows: int
     sizes: str
     labels: Mapping[str, tuple[str, tuple[int, ...]]]
+    holdings: str
     with_data: bool
 
     @staticmethod
@@ -67,7 +69,7 @@ class Job:
 
     def columns(self, store: Path) -> list[Column]:
         """What is written: the data's own columns, if they are, and the layers."""
-        data = Data(self.rows, self.labels, {}).columns(store) if self.with_data else []
+        data = Data(self.rows, self.labels, self.holdings, {}).columns(store) if self.with_data else []
         folder = checkpoint_folder(store, self.model)
         return data + [layer_column(folder, layer, self.settings, self.rows) for layer in self.layers]
 
@@ -93,7 +95,7 @@ class Job:
             folder.mkdir(parents=True, exist_ok=True)
             Job.clear_traces(store, self.model)
             begun = Job.read(folder)
-            if begun is not None and replace(self, with_data=begun.with_data) != begun:
+            if begun is not None and self != replace(begun, with_data=self.with_data, holdings=self.holdings):
                 raise ProbeError(
                     f"an extraction of other layers, data or batches is unfinished in {folder}; finish it "
                     f"with the call that began it, or delete {folder}."
@@ -129,7 +131,7 @@ class Job:
                 whole = hexadecimal(sum(int(words[i]) for words in done.values()))
                 digests[str(column.path)] = Digest(whole, column.sample())
             if self.with_data:
-                data = Data(self.rows, self.labels, {})
+                data = Data(self.rows, self.labels, self.holdings, {})
                 own = {c.path.name: digests[str(c.path)] for c in data.columns(store)}
                 replace(data, digests=own).write(store)
             self._merged(store, digests).write(store)
@@ -150,7 +152,6 @@ class Job:
             data.checksum,
             tuple(known[name] for name in self.order),
             {**(old.digests if old else {}), **own},
-            old.requests if old else {},
         )
 
     @staticmethod

@@ -49,12 +49,6 @@ class Request:
         """Whether the layers are left to us: those that cannot be stored are then left out."""
         return list(self.layers) == ["auto"]
 
-    @property
-    def text(self) -> str | None:
-        """The same text for the same layers and reductions; None if a predicate chooses them."""
-        patterns = [[_text(pattern) for pattern in given] for given in (self.layers, self.exclude)]
-        return None if None in [*patterns[0], *patterns[1]] else repr((*patterns, self.reduce))
-
     def selection(self, model: nn.Module) -> Selection:
         """The hook points that are meant."""
         return Selection(automatic_layers(model) if self.is_auto else self.layers, self.exclude)
@@ -64,14 +58,6 @@ def listed(patterns: Pattern | Iterable[Pattern]) -> tuple[Pattern, ...]:
     """One pattern or several, as several."""
     is_one = isinstance(patterns, (str, re.Pattern, type)) or not isinstance(patterns, Iterable)
     return (patterns,) if is_one else tuple(patterns)  # type: ignore[return-value, arg-type]
-
-
-def _text(pattern: Pattern) -> str | None:
-    if isinstance(pattern, str):
-        return pattern
-    if isinstance(pattern, re.Pattern):
-        return f"re {pattern.flags} {pattern.pattern}"
-    return f"type {pattern.__module__}.{pattern.__qualname__}" if isinstance(pattern, type) else None
 
 
 class LayerRun:
@@ -122,6 +108,10 @@ class LayerRun:
         if features is None:
             raise ProbeError("the forward function did not call the model, so no layer could be read.")
         return {name: features[name][0] for name in self._taps.order if name in features}, labels
+
+    def reduction(self, layer: str) -> str:
+        """The text of a layer's reduction, once it has run; empty before."""
+        return self._reader.bound[layer].text if layer in self._reader.bound else ""
 
     def stored_layers(self, features: Tensors, rows: int) -> list[StoredLayer]:
         """What to store, by the features of the first batch; `"auto"` leaves out what cannot be.

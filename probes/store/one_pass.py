@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,9 @@ from .layer_run import LayerRun, StoredLayer, Tensors
 from .source import Opening, Source
 from .writer import Stored, Writer
 
-__all__ = ["Estimate", "First", "Pass"]
+__all__ = ["Estimate", "First", "Pass", "features_of", "kinds_of", "labels_of", "stored_data"]
+
+LabelKinds: TypeAlias = Mapping[str, tuple[str, tuple[int, ...]]]  # by name of the set: dtype, shape of a row
 
 _MANY = 50  # batches beside which a further one does not count
 
@@ -95,8 +98,7 @@ class Pass:
         Raises:
             ProbeError: for rows that cannot be stored or that are not those of the store, and a full disk.
         """
-        job, sizes = self._job, self._source.sizes
-        starts = np.cumsum(sizes) - sizes
+        job, sizes, starts = self._job, self._source.sizes, self._source.starts
         names = [layer.name for layer in job.layers]
         with (
             tqdm(
@@ -113,19 +115,15 @@ class Pass:
                 writer.put(
                     number,
                     int(starts[number]),
-                    [inputs, *_labels_of(labels, rows, number, job)],
-                    [_features_of(layer, features, rows, number, job) for layer in job.layers],
+                    [inputs, *labels_of(labels, rows, number, job.labels)],
+                    [features_of(layer, features, rows, number, job.settings.dtype) for layer in job.layers],
                 )
                 bar.update(rows)
 
     def _stored(self) -> list[Stored]:
         """The data's columns, if they are there already."""
         data = None if self._job.with_data else Data.read(self._store)
-        if data is None:
-            return []
-        what = ["inputs", *(f"labels {name}".strip() for name in data.labels)]
-        columns = data.columns(self._store)
-        return [Stored(c.read(), text, self._store) for c, text in zip(columns, what, strict=True)]
+        return [] if data is None else stored_data(data, self._store)
 
     def _batches(self, mine: list[int]) -> Iterator[tuple[int, Digests, Tensors, Tensors]]:
         """Each batch's number, its inputs' digests, features and labels."""
@@ -136,7 +134,13 @@ class Pass:
             yield number, input_digests(batch, int(self._source.sizes[number])), *self._run(batch, number)
 
 
-def _features_of(layer: StoredLayer, features: Tensors, rows: int, number: int, job: Job) -> torch.Tensor:
+def stored_data(data: Data, store: Path) -> list[Stored]:
+    """The columns of the inputs and the labels, to compare others with."""
+    what = ["inputs", *(f"labels {name}".strip() for name in data.labels)]
+    return [Stored(c.read(), text, store) for c, text in zip(data.columns(store), what, strict=True)]
+
+
+def features_of(layer: StoredLayer, features: Tensors, rows: int, number: int, dtype: str) -> torch.Tensor:
     """A layer's rows as they are stored, refused if there are others than were in the first batch."""
     x = features.get(layer.name)
     if x is None:
@@ -146,21 +150,26 @@ def _features_of(layer: StoredLayer, features: Tensors, rows: int, number: int, 
             f"layer {layer.name!r} gave {' x '.join(map(str, x.shape))} features for batch {number} instead "
             f"of {rows} x {layer.size}; keep the input size fixed or pool the layer (reduce='avg')."
         )
-    return x.to(getattr(torch, job.settings.dtype)).contiguous()
+    return x.to(getattr(torch, dtype)).contiguous()
 
 
-def _labels_of(labels: Tensors, rows: int, number: int, job: Job) -> list[torch.Tensor]:
+def kinds_of(labels: Tensors) -> LabelKinds:
+    """Dtype and shape of a row, by name of the label set."""
+    return {name: (str(y.dtype).removeprefix("torch."), tuple(y.shape[1:])) for name, y in labels.items()}
+
+
+def labels_of(labels: Tensors, rows: int, number: int, kinds: LabelKinds) -> list[torch.Tensor]:
     """The label sets as they are stored, refused if they are of another kind than in the first batch."""
-    if set(labels) != set(job.labels):
+    if set(labels) != set(kinds):
         raise ProbeError(
-            f"batch {number} has the label sets {sorted(labels)}, the first one had {sorted(job.labels)}; "
+            f"batch {number} has the label sets {sorted(labels)}, the first one had {sorted(kinds)}; "
             "give all batches the same."
         )
-    for name, (dtype, shape) in job.labels.items():
+    for name, (dtype, shape) in kinds.items():
         y = labels[name]
         if str(y.dtype) != f"torch.{dtype}" or y.shape != (rows, *shape):
             raise ProbeError(
                 f"batch {number} has labels of shape {tuple(y.shape)} and type {y.dtype}, instead of "
                 f"{(rows, *shape)} and torch.{dtype}; make all batches alike, with one label per example."
             )
-    return [labels[name].contiguous() for name in job.labels]
+    return [labels[name].contiguous() for name in kinds]

@@ -15,7 +15,7 @@ from ..errors import ProbeError
 
 __all__ = ["checksum", "read_record", "readable_errors", "write_record"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def write_record(path: Path, content: Mapping[str, Any]) -> None:

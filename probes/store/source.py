@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch.utils.data import (
     DataLoader,
     DistributedSampler,
@@ -21,6 +22,7 @@ from torch.utils.data import (
 from ..errors import ProbeError
 from ..host import label_key, tensors_in
 from .digests import Digests, input_digests
+from .holdings import holdings_digest
 
 __all__ = ["Opening", "Source"]
 
@@ -74,13 +76,38 @@ class Source:
         return self._sliced is not None or "sizes" in vars(self)
 
     @cached_property
-    def sizes(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def sizes(self) -> npt.NDArray[np.int64]:
         """Rows of each batch."""
         if self._sliced is not None:
-            counts = [len(indices) for indices in self._sliced.batch_sampler]  # type: ignore[union-attr]
+            counts = [len(indices) for indices in self._indices]
         else:
             counts = [rows_of(batch) for batch in self._loader]
         return np.array(counts, dtype=np.int64)
+
+    @property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """Number of the first row of each batch."""
+        starts: npt.NDArray[np.int64] = np.cumsum(self.sizes) - self.sizes
+        return starts
+
+    @cached_property
+    def holdings(self) -> str:
+        """A digest of what the data set holds and in which order; empty where only the batches can tell."""
+        if self._sliced is None:
+            return ""
+        order = [index for indices in self._indices for index in indices]
+        return holdings_digest(self._sliced.dataset, order, self._sliced.collate_fn)
+
+    @cached_property
+    def _indices(self) -> list[Sequence[Any]]:
+        assert self._sliced is not None
+        assert self._sliced.batch_sampler is not None
+        return list(self._sliced.batch_sampler)
+
+    def inputs(self, wanted: Sequence[int]) -> Iterator[tuple[int, Digests]]:
+        """First row and digests of the rows, of the batches with these ascending numbers."""
+        for number, batch in self.batches(wanted):
+            yield int(self.starts[number]), input_digests(batch, int(self.sizes[number]))
 
     @property
     def workers(self) -> int:
