@@ -40,6 +40,8 @@ reproduce: $(VENV)/installed
 		--cifar10 $(DATA)/cifar10.npz --samples $(DATA)/imagenet_samples
 	$(BIN)/python scripts/reproduce/inception_v3.py --checkpoint $(DATA)/inception_v3.safetensors \
 		--cifar10 $(DATA)/cifar10.npz
+	$(BIN)/python scripts/reproduce/auto_reduction.py --checkpoint $(DATA)/resnet50_v1.safetensors \
+		--cifar10 $(DATA)/cifar10.npz
 	$(BIN)/python scripts/reproduce/future_work.py --data-dir $(DATA) --cifar10 $(DATA)/cifar10.npz
 
 bench: $(VENV)/installed-bench

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,26 +32,52 @@ class Features:
 
     Attributes:
         value: shape (B, C), or B, C and positions in any order the layer uses with B first.
-        channel: the dimension of `value` that holds channels; the others after the first are positions.
+        channel: the dimension of `value` that holds channels; the others after the first are positions. None
+            where it is not known which is which.
         valid: bool, shape (B, T), for sequences with padding: which positions hold data; else None.
+        letters: the layer's own order of dimensions, such as `"BCHW"`.
     """
 
     value: torch.Tensor
-    channel: int
+    channel: int | None
     valid: torch.Tensor | None = None
+    letters: str = ""
+
+    def __str__(self) -> str:
+        """What is where, for one example: `"BCHW 64x56x56"`."""
+        return f"{self.letters} {'x'.join(map(str, self.value.shape[1:]))}".lstrip()
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """Sizes of the position dimensions: (), (T,), (H, W), ..."""
-        shape = self.value.shape
-        return tuple(n for i, n in enumerate(shape) if i not in (0, self.channel))
+        """Sizes of the position dimensions: (), (T,), (H, W), ...; () if they are not known."""
+        if self.channel is None:
+            return ()
+        return tuple(n for i, n in enumerate(self.value.shape) if i not in (0, self.channel))
+
+    @property
+    def channels(self) -> int:
+        """How many there are; all numbers if it is not known what is a channel."""
+        return self.numbers if self.channel is None else self.value.shape[self.channel]
+
+    @property
+    def numbers(self) -> int:
+        """How many there are of each example."""
+        return math.prod(self.value.shape[1:])
+
+    @property
+    def are_tokens(self) -> bool:
+        """Whether these are sequences whose length may differ from batch to batch: (B, T, C), or padded."""
+        last = self.value.ndim - 1
+        return len(self.positions) == 1 and (self.channel == last or self.valid is not None)
 
     def channels_first(self) -> torch.Tensor:
         """A view (B, C, *positions)."""
+        assert self.channel is not None
         return self.value.movedim(self.channel, 1)
 
     def channels_last(self) -> torch.Tensor:
         """A view (B, *positions, C)."""
+        assert self.channel is not None
         return self.value.movedim(self.channel, -1)
 
 
@@ -66,11 +93,11 @@ class Layout:
         if isinstance(value, PackedSequence):
             padded, lengths = pad_packed_sequence(value, batch_first=True)
             steps = torch.arange(padded.shape[1], device=padded.device)
-            return Features(padded, 2, steps < lengths.to(padded.device)[:, None])
+            return Features(padded, 2, steps < lengths.to(padded.device)[:, None], "BTC")
         if self.batch:
             value = value.transpose(0, self.batch)
         fits = mask is not None and self.channel == 2 and mask.shape == value.shape[:2]
-        return Features(value, self.channel, mask if fits else None)
+        return Features(value, self.channel, mask if fits else None, _letters(value.ndim, self.channel))
 
 
 def infer_layout(value: torch.Tensor | PackedSequence, module: nn.Module, name: str) -> Layout:
@@ -121,3 +148,8 @@ def _channel(shape: tuple[int, ...], module: nn.Module) -> int:
 def _one_of(first: int, is_first: bool, last: int, is_last: bool) -> tuple[int, ...]:
     """What speaks for one and not for the other."""
     return () if is_first == is_last else (first if is_first else last,)
+
+
+def _letters(rank: int, channel: int) -> str:
+    positions = {2: "", 3: "L" if channel == 1 else "T", 4: "HW", 5: "DHW"}.get(rank, "")
+    return f"BC{positions}" if channel == 1 else f"B{positions}C"

@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 
 from .bank import Bank
+from .bound import BoundReduction
 from .host import logits_of
 from .labels import Labels
 from .reader import Batch
-from .reduction import BoundReduction
 from .results import Reading, Reference
 from .tally import Tally
 from .targets import Classification, Regression, Target
@@ -87,7 +87,7 @@ class Measurement:
         return Reading(
             layer=layer,
             target=name,
-            reduction=bound.text,
+            reduction=bound.described,
             features=bound.size,
             lr=self._bank.lrs[r],
             steps=self._bank.steps_of(layer),

@@ -20,7 +20,8 @@ from .errors import ProbeError
 from .host import Forward, default_forward, device_of, held_fixed, to_device, unwrap
 from .labels import Labels
 from .measurement import Measurement
-from .reader import Batch, FeatureReader, Reduce
+from .reader import Batch, FeatureReader
+from .reduction import Reduce
 from .results import ProbeResult
 from .selection import Pattern, Selection
 from .taps import Taps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
+from .bound import BoundReduction, bind
 from .errors import ProbeError
 from .layout import Layout, infer_layout
-from .reduction import BoundReduction, Reduction, bind, parse_reduction
+from .reduction import Reduce, chain_of
 from .selection import HookPoint, glob_matches
 
-__all__ = ["Batch", "FeatureReader", "Reduce"]
+__all__ = ["Batch", "FeatureReader"]
 
-Reduce: TypeAlias = "Reduction | Sequence[Reduction] | str"
 Batch: TypeAlias = dict[
     str, tuple[torch.Tensor, torch.Tensor | None]
 ]  # features and valid positions by layer
@@ -42,9 +42,8 @@ class FeatureReader:
     def __init__(
         self, model: nn.Module, reduce: Reduce | Mapping[str, Reduce], seed: int, *, is_lenient: bool
     ):
-        for text in reduce.values() if isinstance(reduce, Mapping) else [reduce]:
-            if isinstance(text, str):
-                parse_reduction(text)  # refuses what has no meaning
+        for one in reduce.values() if isinstance(reduce, Mapping) else [reduce]:
+            chain_of(one)  # refuses what has no meaning
         self.features: Batch | None = None
         self.bound: dict[str, BoundReduction] = {}
         self.skipped: dict[str, str] = {}

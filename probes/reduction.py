@@ -1,41 +1,33 @@
 """Reductions: from a layer's features to the few numbers per example that a probe reads.
 
 A reduction is a value that can be written down (`Pool("avg", 2)`, in text `"avg:2"`); bound to a layer
-it is a function from `Features` to a new float32 matrix. Several in a row are a tuple, or in text
-`"avg:2,subset:1000"`.
+(see `bind`) it is a function from `Features` to a new float32 matrix. Several in a row are a tuple, or in
+text `"avg:2,subset:1000"`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeAlias
-
-import torch
-import torch.nn.functional as F
+from typing import Any, Literal, TypeAlias
 
 from .errors import ProbeError
-from .layout import Features
-from .streams import random_signs, random_subset
 
 __all__ = [
     "Auto",
-    "BoundReduction",
     "Flatten",
     "Pool",
     "Positions",
     "Project",
+    "Reduce",
     "Reduction",
     "Subset",
     "Token",
-    "bind",
+    "chain_of",
     "parse_reduction",
+    "text_of",
 ]
-
-Step: TypeAlias = Callable[[Features], Features]
-_MAX_PROJECTION = 2**28  # entries of a random matrix: 1 GiB
 
 
 @dataclass(frozen=True)
@@ -45,10 +37,21 @@ class Flatten:
 
 @dataclass(frozen=True)
 class Pool:
-    """Average or maximum per channel over a `size` x `size` grid (over all positions when 1)."""
+    """Average or maximum per channel over a grid of `size` cells a side, or of `(4, 6)` cells, say.
+
+    With 1 it is over all positions.
+    """
 
     kind: Literal["avg", "max"] = "avg"
-    size: int = 1
+    size: int | tuple[int, ...] = 1
+
+    def __post_init__(self) -> None:
+        sides = self.size if isinstance(self.size, tuple) and self.size else (self.size,)
+        if self.kind not in ("avg", "max") or not all(_is_count(side) for side in sides):
+            raise ProbeError(
+                f"{self!r} cannot be: the kind is 'avg' or 'max', and the size a whole number from 1 on, or "
+                "one for each direction."
+            )
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,10 @@ class Token:
 
     which: Literal["cls", "mean", "last"] = "mean"
 
+    def __post_init__(self) -> None:
+        if self.which not in ("cls", "mean", "last"):
+            raise ProbeError(f"{self!r} cannot be: the token is 'cls', 'mean' or 'last'.")
+
 
 @dataclass(frozen=True)
 class Subset:
@@ -64,12 +71,18 @@ class Subset:
 
     k: int = 1000
 
+    def __post_init__(self) -> None:
+        _require_count(self, self.k)
+
 
 @dataclass(frozen=True)
 class Project:
     """`k` random combinations with signs +1 and -1 over sqrt(k), the same for a seed and layer name."""
 
     k: int = 1000
+
+    def __post_init__(self) -> None:
+        _require_count(self, self.k)
 
 
 @dataclass(frozen=True)
@@ -79,222 +92,99 @@ class Positions:
 
 @dataclass(frozen=True)
 class Auto:
-    """Whole if at most `limit` numbers; else pooled over positions; else a random subset of `limit`."""
+    """As many numbers as fit `limit`, for every layer of a model, so that their probes can be compared.
+
+    A layer of at most `limit` numbers is taken whole. A larger map is averaged over the finest grid of its
+    own proportions that fits, tokens (B, T, C) over their positions, because the next batch may have more
+    or fewer of them; what is still too large, or has no known positions, is a random subset.
+    """
 
     limit: int = 4096
 
+    def __post_init__(self) -> None:
+        _require_count(self, self.limit)
+
 
 Reduction: TypeAlias = "Flatten | Pool | Token | Subset | Project | Positions | Auto"
+Reduce: TypeAlias = "Reduction | Sequence[Reduction] | str"
+_KINDS = (Flatten, Pool, Token, Subset, Project, Positions, Auto)
 
 
-@dataclass(frozen=True)
-class BoundReduction:
-    """A reduction settled for one layer.
-
-    Attributes:
-        text: what was chosen, as in `"avg:1"`.
-        size: numbers per row.
-        positions: sizes of the position dimensions if rows are positions, else ().
-    """
-
-    text: str
-    size: int
-    positions: tuple[int, ...]
-    steps: tuple[Step, ...]
-
-    def __call__(
-        self, features: Features, buffer: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """A float32 copy (B, size), or (B, *positions, size); and which positions are data.
-
-        The copy is made in `buffer` if that has its shape: a large tensor's memory costs more than copying.
-        """
-        original = features.value
-        for step in self.steps:
-            features = step(features)
-        value = features.channels_last() if self.positions else features.value.flatten(1)
-        value = value.to(torch.float32)
-        # The model may change its own tensor in place after the hook.
-        shares = value.untyped_storage().data_ptr() == original.untyped_storage().data_ptr()
-        if shares and buffer is not None and buffer.shape == value.shape and buffer.device == value.device:
-            return buffer.copy_(value), features.valid
-        return (value.clone() if shares else value), features.valid
-
-
-def bind(
-    reduction: Reduction | Sequence[Reduction] | str, features: Features, *, seed: int, name: str
-) -> BoundReduction:
-    """Settle a reduction for the layer that gave `features`.
+def chain_of(reduce: Reduce) -> tuple[Reduction, ...]:
+    """A reduction, its text, or several of them, as several.
 
     Raises:
-        ProbeError: if the reduction does not suit the layer's shape.
+        ProbeError: for what is none.
     """
-    chain = parse_reduction(reduction) if isinstance(reduction, str) else reduction
-    chain = tuple(chain) if isinstance(chain, Sequence) else (chain,)
-    steps: list[Step] = []
-    texts: list[str] = []
-    for spec in chain:
-        for settled in _settle_auto(spec, features) if isinstance(spec, Auto) else (spec,):
-            step = _step(settled, features, seed, name)
-            steps.append(step)
-            texts.append(_text(settled))
-            features = step(features)
-    by_position = any(isinstance(spec, Positions) for spec in chain)
-    if by_position and not isinstance(chain[-1], Positions):
-        raise ProbeError("the reduction 'positions' must come last: what it gives is one row per position.")
-    positions = features.positions if by_position else ()
-    size = features.value.shape[features.channel] if by_position else features.value[0].numel()
-    return BoundReduction(",".join(texts), size, positions, tuple(steps))
+    if isinstance(reduce, str):
+        return parse_reduction(reduce)
+    given: tuple[Any, ...] = tuple(reduce) if isinstance(reduce, (tuple, list)) else (reduce,)
+    if not given or not all(isinstance(spec, _KINDS) for spec in given):
+        raise ProbeError(
+            f"reduce={reduce!r} is not a reduction; use its text, such as 'auto', 'avg:2' or 'subset:1000', "
+            "an object such as Pool('avg', 2), or these by layer."
+        )
+    return given
 
 
 def parse_reduction(text: str) -> tuple[Reduction, ...]:
-    """Read `"auto"`, `"auto:512"`, `"flatten"`, `"avg"`, `"max:2"`, `"cls"`, `"subset:1000"`, ... or a chain.
+    """Read `"auto"`, `"auto:512"`, `"flatten"`, `"avg"`, `"max:4x6"`, `"cls"`, `"subset:1000"`, or a chain.
 
     Raises:
-        ProbeError: for an unknown word or a number that is none.
+        ProbeError: for an unknown word, or a number that is not one.
     """
     return tuple(_parse_one(part.strip()) for part in text.split(","))
 
 
-def _parse_one(text: str) -> Reduction:
-    word, colon, number = text.partition(":")
-    if colon and not (number.isdigit() and int(number) > 0):
-        raise ProbeError(f"the reduction {text!r} needs a positive whole number after its colon.")
-    numbered: dict[str, Callable[..., Reduction]] = {
-        "avg": partial(Pool, "avg"),
-        "max": partial(Pool, "max"),
-        "subset": Subset,
-        "project": Project,
-        "auto": Auto,
-    }
-    plain: dict[str, Reduction] = {
-        "flatten": Flatten(),
-        "positions": Positions(),
-        "cls": Token("cls"),
-        "mean": Token("mean"),
-        "last": Token("last"),
-    }
-    if word in numbered:
-        return numbered[word](int(number)) if colon else numbered[word]()
-    if word in plain and not colon:
-        return plain[word]
-    raise ProbeError(
-        f"unknown reduction {text!r}; use auto[:limit], flatten, avg[:grid], max[:grid], cls, mean, last, "
-        "subset:k, project:k or positions, or several separated by commas."
-    )
-
-
-def _text(spec: Reduction) -> str:
+def text_of(spec: Reduction) -> str:
+    """The text that `parse_reduction` reads."""
     if isinstance(spec, Pool):
-        return f"{spec.kind}:{spec.size}"
+        sides = spec.size if isinstance(spec.size, tuple) else (spec.size,)
+        return f"{spec.kind}:{'x'.join(map(str, sides))}"
     if isinstance(spec, Token):
         return spec.which
-    number = getattr(spec, "k", None)
+    number = getattr(spec, "k", None) or getattr(spec, "limit", None)
     return type(spec).__name__.lower() + (f":{number}" if number else "")
 
 
-def _settle_auto(spec: Auto, features: Features) -> tuple[Reduction, ...]:
-    channels, positions = features.value.shape[features.channel], features.positions
-    if len(positions) == 1:  # the length of a sequence may change between batches
-        summary: tuple[Reduction, ...] = (Token("mean"),)
-    elif positions and features.value[0].numel() > spec.limit:
-        summary = (Pool("avg"),)
-    else:
-        summary, channels = (), features.value[0].numel()
-    if channels > spec.limit:
-        return *summary, Subset(spec.limit)
-    return summary or (Flatten(),)
+_NUMBERED: Mapping[str, Callable[..., Reduction]] = {
+    "avg": partial(Pool, "avg"),
+    "max": partial(Pool, "max"),
+    "subset": Subset,
+    "project": Project,
+    "auto": Auto,
+}
+_PLAIN: Mapping[str, Reduction] = {
+    "flatten": Flatten(),
+    "positions": Positions(),
+    "cls": Token("cls"),
+    "mean": Token("mean"),
+    "last": Token("last"),
+}
 
 
-def _step(spec: Reduction, features: Features, seed: int, name: str) -> Step:
-    total, positions = features.value[0].numel(), features.positions
-    if isinstance(spec, Pool):
-        if not positions:
-            raise ProbeError(f"layer {name!r} has no positions to pool over; use 'flatten' or 'subset:k'.")
-        if spec.size > 1 and len(positions) != 2:
-            raise ProbeError(
-                f"layer {name!r} is no image, so it cannot be pooled to a grid; use {spec.kind!r}."
-            )
-        if spec.size > min(positions):
-            raise ProbeError(
-                f"layer {name!r} has {'x'.join(map(str, positions))} positions, fewer than the grid "
-                f"{spec.size}x{spec.size} asked for."
-            )
-        return lambda f: _pool(f, spec)
-    if isinstance(spec, Token):
-        if len(positions) != 1:
-            raise ProbeError(f"layer {name!r} is no sequence (B, T, C), so it has no {spec.which!r} token.")
-        return lambda f: Features(_token(f, spec.which), 1)
-    if isinstance(spec, Subset):
-        if spec.k >= total:
-            return _flatten
-        index = random_subset(total, spec.k, seed=seed, name=name).to(features.value.device)
-        return lambda f: Features(_select(_sized(f, total, name), index), 1)
-    if isinstance(spec, Project):
-        if total * spec.k > _MAX_PROJECTION:
-            raise ProbeError(
-                f"projecting the {total:,} numbers of layer {name!r} to {spec.k:,} needs a matrix of "
-                f"{total * spec.k * 4 / 2**30:.1f} GiB; pool first, as in 'avg:2,project:{spec.k}'."
-            )
-        matrix = random_signs(total, spec.k, seed=seed, name=name).div_(math.sqrt(spec.k))
-        matrix = matrix.to(features.value.device)
-        return lambda f: Features(_sized(f, total, name).float() @ matrix.to(f.value.device), 1)
-    if isinstance(spec, Positions):
-        if not positions:
-            raise ProbeError(f"layer {name!r} has no positions, so it cannot have a label for each of them.")
-        return lambda f: f
-    return _flatten
-
-
-def _flatten(features: Features) -> Features:
-    return Features(features.value.flatten(1), 1)
-
-
-def _sized(features: Features, total: int, name: str) -> torch.Tensor:
-    """The features (B, total), refused if there are more or fewer of them than when they were bound."""
-    value = features.value.flatten(1)
-    if value.shape[1] != total:
+def _parse_one(text: str) -> Reduction:
+    word, colon, number = text.partition(":")
+    if word in _PLAIN and not colon:
+        return _PLAIN[word]
+    if word not in _NUMBERED:
         raise ProbeError(
-            f"layer {name!r} gave {total} numbers per example and now gives {value.shape[1]}; keep the "
-            "input size fixed or pool the layer (reduce='avg')."
+            f"unknown reduction {text!r}; use auto[:limit], flatten, avg[:grid], max[:grid], cls, mean, "
+            "last, subset:k, project:k or positions, or several separated by commas."
         )
-    return value
+    if not colon:
+        return _NUMBERED[word]()
+    sides = number.split("x") if word in ("avg", "max") else [number]
+    if not all(side.isascii() and side.isdigit() and int(side) > 0 for side in sides):
+        raise ProbeError(f"the reduction {text!r} needs a positive whole number after its colon.")
+    counts = tuple(int(side) for side in sides)
+    return _NUMBERED[word](counts if len(counts) > 1 else counts[0])
 
 
-def _select(value: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    return value.index_select(1, index.to(value.device))
+def _is_count(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number > 0
 
 
-def _pool(features: Features, spec: Pool) -> Features:
-    if spec.size == 1 and features.valid is not None:
-        return Features(_token(features, "mean") if spec.kind == "avg" else _valid_maximum(features), 1)
-    if spec.size == 1:
-        dims = tuple(i for i in range(1, features.value.ndim) if i != features.channel)
-        if spec.kind == "max":
-            return Features(features.value.amax(dims), 1)
-        return Features(features.value.mean(dims, dtype=torch.float32), 1)
-    pool = F.adaptive_avg_pool2d if spec.kind == "avg" else F.adaptive_max_pool2d
-    pooled: torch.Tensor = pool(features.channels_first().float(), spec.size)
-    return Features(pooled, 1)
-
-
-def _valid_maximum(features: Features) -> torch.Tensor:
-    assert features.valid is not None
-    value = features.channels_last()
-    return value.masked_fill(~features.valid[..., None], float("-inf")).amax(1)
-
-
-def _token(features: Features, which: str) -> torch.Tensor:
-    value, valid = features.channels_last(), features.valid
-    if which == "mean":
-        if valid is None:
-            return value.mean(1, dtype=torch.float32)
-        weights = valid.to(torch.float32)
-        weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
-        return torch.einsum("bt,btc->bc", weights, value.masked_fill(~valid[..., None], 0).float())
-    if valid is None:
-        return value[:, 0 if which == "cls" else -1]
-    steps = torch.arange(valid.shape[1], device=valid.device)
-    first = valid.int().argmax(1)  # the earliest of equal ones
-    last = torch.where(valid, steps, 0).amax(1)
-    return value[torch.arange(len(value), device=value.device), first if which == "cls" else last]
+def _require_count(spec: object, number: object) -> None:
+    if not _is_count(number):
+        raise ProbeError(f"{spec!r} cannot be: it needs a whole number from 1 on.")

@@ -14,7 +14,8 @@ class Reading:
     Attributes:
         layer: name of the hook point.
         target: name of the label set (`"y"` where there is one).
-        reduction: how the layer's features were reduced, such as `"avg:1"`.
+        reduction: how the layer's features were reduced, and what was: layout, size of one example, and
+            the limit of `"auto"`, as in `"avg:8 of BCHW 64x56x56, auto:4096"`.
         features: numbers that the probe reads.
         lr: the probe's learning rate (the best of a grid on training or validation data, never on this);
             None for a convex fit.

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..errors import ProbeError
 from ..host import Forward, default_forward, unwrap
-from ..reader import Reduce
+from ..reduction import Reduce
 from ..selection import Pattern, nearest
 from .columns import Column, Digest
 from .contents import Data, Manifest, checkpoint_folder, checkpoints, layer_column
@@ -40,7 +40,7 @@ class FeatureStore:
         path: the folder.
         model: SHA-256 of the model's structure, weights and buffers.
         layers: names in execution order.
-        reductions: how each layer was reduced, as in `"avg:1"`.
+        reductions: how each layer was reduced, and what was: `"avg:8 of BCHW 64x56x56, auto:4096"`.
         skipped: layers that `"auto"` chose but that cannot be stored, and why.
         n: rows.
         label_sets: labels (n, ...), int64 or float32, by name of the set; `""` is a single one's.
@@ -59,7 +59,7 @@ class FeatureStore:
         folder = checkpoint_folder(path, manifest.model)
         self.path, self.model, self.n = path, manifest.model, data.rows
         self.layers = tuple(layer.name for layer in chosen)
-        self.reductions = {layer.name: layer.reduction for layer in chosen}
+        self.reductions = {layer.name: layer.described or layer.reduction for layer in chosen}
         self.skipped = dict(skipped)
         self._columns = {
             layer.name: layer_column(folder, layer, manifest.settings, data.rows) for layer in chosen
@@ -202,7 +202,10 @@ class FeatureStore:
 
         Rows whose label is no class (negative, or not below the number of logits) do not count.
         """
-        if self.reductions.get("output") != "flatten" or SINGLE not in self.label_sets:
+        if (
+            self.reductions.get("output", "").partition(" of ")[0] != "flatten"
+            or SINGLE not in self.label_sets
+        ):
             return None
         logits, y = self["output"], self.labels
         counted = (y >= 0) & (y < logits.shape[1])

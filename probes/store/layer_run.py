@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -14,7 +14,8 @@ from torch import nn
 from ..automatic import automatic_layers
 from ..errors import ProbeError
 from ..host import Forward, device_of, to_device
-from ..reader import FeatureReader, Reduce
+from ..reader import FeatureReader
+from ..reduction import Reduce
 from ..selection import Pattern, Selection
 from ..taps import ForwardStopped, Taps
 
@@ -26,11 +27,19 @@ SINGLE = ""  # the name of the label set where there is only one
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """A layer of a store: its name, the text of its reduction, and the numbers per row."""
+    """A layer of a store.
+
+    Attributes:
+        name: of the hook point.
+        reduction: its text, which says what was computed.
+        size: numbers per row.
+        described: the reduction with what was reduced, for readers; stores of version 0.1.0 do not have it.
+    """
 
     name: str
     reduction: str
     size: int
+    described: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,8 @@ class LayerRun:
             if problem:
                 self.skipped[name] = problem
             else:
-                found.append(StoredLayer(name, self._reader.bound[name].text, x.shape[1]))
+                bound = self._reader.bound[name]
+                found.append(StoredLayer(name, bound.text, x.shape[1], bound.described))
         if not found:
             reasons = "".join(f" {reason}" for reason in list(self.skipped.values())[:1])
             raise ProbeError(f"no layer of this model can be stored; name some with layers=[...].{reasons}")

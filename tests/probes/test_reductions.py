@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from probes import Auto, ProbeError, ProbeSet, Subset, parse_reduction, random_subset
+from probes.bound import BoundReduction, bind
 from probes.layout import Features, infer_layout
-from probes.reduction import BoundReduction, bind
 
 from .models import CLASSES, ConvNet, Tagger, images
 
@@ -42,7 +42,11 @@ def reduced(reduction: Any, features: Features) -> torch.Tensor:
         ("max:2", MAPS.unflatten(3, (2, 4)).unflatten(2, (2, 3)).amax((3, 5)).flatten(1)),
         ("positions", LAST),
         ("avg:2,positions", F.adaptive_avg_pool2d(MAPS, 2).permute(0, 2, 3, 1)),
-        ("auto:10", MAPS.mean((2, 3))),
+        ("avg:2x4", MAPS.unflatten(3, (4, 2)).unflatten(2, (2, 3)).mean((3, 5)).flatten(1)),
+        ("max:1x2", MAPS.unflatten(3, (2, 4)).amax((2, 4)).flatten(1)),
+        ("auto:4", MAPS.mean((2, 3))),
+        ("auto:10", MAPS.mean((2, 3))),  # 2x3 cells of 4 channels are too many, and 1x2 not its proportions
+        ("auto:24", F.adaptive_avg_pool2d(MAPS, (2, 3)).flatten(1)),
     ],
 )
 def test_maps(features: Features, reduction: str, expected: torch.Tensor) -> None:
@@ -98,16 +102,54 @@ def test_bfloat16_is_averaged_in_float32() -> None:
 
 @given(
     shape=st.lists(st.integers(1, 9), min_size=1, max_size=4),
-    limit=st.integers(1, 60),
+    limit=st.integers(1, 200),
     channels_last=st.booleans(),
 )
 @settings(max_examples=80, deadline=None)
-def test_auto_never_exceeds_its_limit(shape: list[int], limit: int, channels_last: bool) -> None:
+def test_auto_is_as_fine_as_its_limit_permits(shape: list[int], limit: int, channels_last: bool) -> None:
     value = torch.randn(2, *shape)
     channel = len(shape) if channels_last else 1
-    value_reduced = reduced(Auto(limit), Features(value, channel))
-    assert value_reduced.shape[1] <= limit
-    assert value_reduced.shape[1] >= min(limit, value.shape[channel])
+    features = Features(value, channel)
+    size = reduced(Auto(limit), features).shape[1]
+    assert size <= limit
+    if len(shape) == 2 and channels_last:
+        assert size == min(limit, shape[-1])  # tokens are averaged
+    elif features.numbers <= limit:
+        assert size == features.numbers
+    elif features.channels > limit:
+        assert size == limit
+    else:  # cells twice as fine in each direction would not fit
+        assert size * 3 ** (len(shape) - 1) > limit / 2 ** (len(shape) - 1)
+        assert size % features.channels == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "text"),
+    [
+        ((16, 32, 32), "avg:16"),
+        ((32, 16, 16), "avg:11"),
+        ((64, 8, 8), "flatten"),
+        ((64, 56, 56), "avg:8"),
+        ((2048, 7, 7), "avg:1"),
+        ((64, 56, 84), "avg:6x9"),
+        ((64, 84, 56), "avg:9x6"),
+        ((8, 10, 20, 20), "avg:5x10x10"),
+        ((5000, 2, 2), "avg:1,subset:4096"),
+        ((64, 16000), "avg:64"),
+        ((512, 8), "flatten"),
+        ((5000,), "subset:4096"),
+    ],
+)
+def test_auto_gives_layers_of_one_model_comparable_sizes(shape: tuple[int, ...], text: str) -> None:
+    bound = bind("auto", Features(torch.zeros(2, *shape), 1), seed=0, name="l")
+    assert bound.text == text
+    assert 2000 < bound.size <= 4096
+
+
+def test_grid_keeps_the_proportions_of_a_map() -> None:
+    wide, high = (bind("auto:60", Features(torch.zeros(1, 4, *s), 1), seed=0, name="l").text for s in
+                  ((6, 12), (12, 6)))  # fmt: skip
+    assert (wide, high) == ("avg:2x5", "avg:5x2")
 
 
 def test_projection_preserves_norms_on_average() -> None:
@@ -217,7 +259,7 @@ def test_attention_masks_mark_the_padding(mask: dict[str, torch.Tensor]) -> None
 
 
 @pytest.mark.parametrize(
-    "text", ["auto:7", "flatten", "avg:3", "max:1", "cls", "subset:5", "avg:2,project:9"]
+    "text", ["auto:7", "flatten", "avg:3", "max:1", "avg:2x5", "cls", "subset:5", "avg:2,project:9"]
 )
 def test_text_says_what_was_chosen(text: str) -> None:
     features = Features(TOKENS, 2) if text == "cls" else Features(MAPS, 1)
@@ -236,7 +278,10 @@ def test_reductions_by_glob() -> None:
         assert probes.reductions == {"conv1": ("avg:1", 8), "relu_2": ("subset:7", 7), "fc": ("subset:7", 5)}
 
 
-@pytest.mark.parametrize("text", ["median", "avg:0", "avg:x", "flatten:2", "subset:-1", "", "cls:1"])
+@pytest.mark.parametrize(
+    "text",
+    ["median", "avg:0", "avg:x", "avg:2x", "avg:2x0", "flatten:2", "subset:-1", "subset:2x2", "", "cls:1"],
+)
 def test_text_without_meaning(text: str) -> None:
     with pytest.raises(ProbeError) as error:
         parse_reduction(text)
@@ -249,7 +294,13 @@ def test_text_without_meaning(text: str) -> None:
         ("avg:7", Features(MAPS, 1)),
         ("avg", Features(MAPS.flatten(1), 1)),
         ("cls", Features(MAPS, 1)),
-        ("avg:2", Features(TOKENS, 2)),
+        ("avg:2x2", Features(TOKENS, 2)),
+        ("avg:8", Features(TOKENS, 2)),
+        ("avg:2", Features(TOKENS, 2, VALID)),
+        ("avg:2x2x2", Features(MAPS, 1)),
+        ("avg", Features(MAPS, None)),
+        ("mean", Features(TOKENS, None)),
+        ("positions", Features(TOKENS, None)),
         ("positions", Features(MAPS.flatten(1), 1)),
         ("positions,flatten", Features(MAPS, 1)),
         ("project:100000", Features(torch.zeros(1, 10000), 1)),
