@@ -24,7 +24,8 @@ __all__ = ["from_summary", "load_shares", "load_spectrum", "save_spectrum", "sum
 def save_spectrum(path: Path, spectrum: Spectrum, *, vectors: bool = True) -> None:
     """Write eigenvalues, residuals, eigenvectors and the share of each parameter tensor, as `.npz`.
 
-    Arrays, p pairs with LA first: `values`, `residuals`, `converged` (p,); `largest`, the number of LA pairs;
+    Arrays, p pairs with LA first: `values`, `residuals`, `converged`, `angles` (NaN for those that are not
+    known) (p,); `largest`, the number of LA pairs; `mode`, in which products were computed;
     `names` and `shapes` of the parameters; `shares` (p, parameters); `vectors` (p, n) if wanted.
     """
     pairs = spectrum.largest + spectrum.smallest
@@ -32,12 +33,14 @@ def save_spectrum(path: Path, spectrum: Spectrum, *, vectors: bool = True) -> No
         "values": np.array([pair.value for pair in pairs]),
         "residuals": np.array([pair.residual for pair in pairs]),
         "converged": np.array([pair.converged for pair in pairs]),
+        "angles": np.array([np.nan if pair.angle is None else pair.angle for pair in pairs]),
         "largest": np.array(len(spectrum.largest)),
         "names": np.array(list(spectrum.layout)),
         "shapes": np.array(["x".join(map(str, shape)) for shape in spectrum.layout.values()]),
         "shares": np.array([list(spectrum.shares(pair).values()) for pair in pairs]),
         "summary": np.array([spectrum.width, spectrum.tol, spectrum.products, spectrum.seconds]),
         "method": np.array(spectrum.method),
+        "mode": np.array(spectrum.mode),
     }
     if vectors:
         content["vectors"] = np.stack([pair.vector for pair in pairs])
@@ -51,7 +54,7 @@ def summary(spectrum: Spectrum) -> dict[str, Any]:
     content = {field.name: getattr(spectrum, field.name) for field in fields(spectrum)}
     for end in ("largest", "smallest"):
         content[end] = [
-            {"value": pair.value, "residual": pair.residual, "converged": pair.converged}
+            {name: value for name, value in vars(pair).items() if name != "vector"}
             for pair in getattr(spectrum, end)
         ]
     check = spectrum.missed_check
@@ -59,8 +62,8 @@ def summary(spectrum: Spectrum) -> dict[str, Any]:
 
 
 def from_summary(record: Mapping[str, Any]) -> Spectrum:
-    """A spectrum whose vectors are empty, from such a line."""
-    content = {field.name: record[field.name] for field in fields(Spectrum)}
+    """A spectrum whose vectors are empty, from such a line; one of an earlier version says less."""
+    content = {field.name: record[field.name] for field in fields(Spectrum) if field.name in record}
     for end in ("largest", "smallest"):
         content[end] = tuple(Eigenpair(vector=np.empty(0), **pair) for pair in record[end])
     if content["missed_check"] is not None:
@@ -78,18 +81,22 @@ def load_spectrum(path: Path) -> Spectrum:
     with _sentences(path), np.load(path, allow_pickle=False) as file:
         content = {name: file[name] for name in file.files}
         vectors = content.get("vectors", np.empty((len(content["values"]), 0)))
+        angles = content.get("angles", np.full(len(vectors), np.nan))  # an earlier version had none
+        columns = (content["values"], vectors, content["residuals"], content["converged"], angles)
         pairs = tuple(
-            Eigenpair(float(value), vector, float(residual), bool(converged))
-            for value, vector, residual, converged in zip(
-                content["values"], vectors, content["residuals"], content["converged"], strict=True
+            Eigenpair(
+                float(value), vector, float(residual), bool(good), None if np.isnan(angle) else float(angle)
             )
+            for value, vector, residual, good, angle in zip(*columns, strict=True)
         )
         width, tol, products, seconds = content["summary"].tolist()
         k = int(content["largest"])
         shapes = [tuple(int(n) for n in shape.split("x") if n) for shape in content["shapes"].tolist()]
         layout = dict(zip(content["names"].tolist(), shapes, strict=True))
-        method = str(content["method"])
-    return Spectrum(pairs[:k], pairs[k:], width, tol, int(products), seconds, method, layout=layout)
+        method, mode = str(content["method"]), str(content.get("mode", ""))
+    return Spectrum(
+        pairs[:k], pairs[k:], width, tol, int(products), seconds, method, layout=layout, mode=mode
+    )
 
 
 def load_shares(path: Path) -> npt.NDArray[np.float64]:

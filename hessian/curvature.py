@@ -35,6 +35,7 @@ class CurvatureOperator(SymmetricOperator):
         self._weights = objective.weights()
         self._kept: list[tuple[Multiply, int]] | None = None
         self.choice = methods.choose(mode, self._weights)
+        self.mode = self.choice.mode
         self._number = -1
         if passes.team is not None:
             self._number = passes.team.announce_curvature(objective, methods.kind, self.choice.mode)

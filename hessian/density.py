@@ -226,16 +226,17 @@ def _quadrature(
         generator=generator,
         dtype=operator.vector_dtype,
         device=operator.device,
+        eps=operator.eps,
     )
     lanczos.begin()
-    floor, exhausted = _ROUNDINGS * torch.finfo(operator.vector_dtype).eps, False
+    floor, exhausted = _ROUNDINGS * operator.eps, False
     while not (exhausted or lanczos.full):
         lanczos.step()
         bar.update()
         exhausted = bool(lanczos.coupling[-1] <= floor * lanczos.scale)
     ritz = lanczos.ritz()
     # The start vector is the first of the basis; its component along each Ritz vector makes the weight.
-    return Quadrature(ritz.values, ritz.coefficients[0] ** 2, exhausted)
+    return Quadrature(ritz.values * (products.unit or 1.0), ritz.coefficients[0] ** 2, exhausted)
 
 
 def _grid(rules: tuple[Quadrature, ...], points: int, sigma: float | None) -> tuple[Array, float]:

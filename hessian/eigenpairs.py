@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from .block import Block, polished, rayleigh_ritz
+from .angles import angles
+from .block import Block, certified, polished, rayleigh_ritz
 from .errors import HessianError
 from .lanczos import Lanczos, Ritz, ends
-from .missed import Goal, MissedSearch
+from .missed import Goal, MissedSearch, Span
 from .operator import SymmetricOperator, as_operator
 from .products import Products
 from .reference import eigsh_block
-from .request import basis_capacity, checked_goal, start_vector
-from .results import Eigenpair, Spectrum
+from .request import CERTIFICATE, basis_capacity, checked_goal, product_limit, start_vector
+from .results import Eigenpair, MissedCheck, Spectrum
 from .rows import Matrix
 from .saved_run import Arrays, SavedRun
 
@@ -27,6 +31,12 @@ __all__ = ["extreme_eigenpairs"]
 # The share of the room beyond the wanted pairs that is kept at a restart: fewest products for spectra like
 # a network's and for random matrices; 0.3 to 0.5 are much the same.
 _KEEP = 0.4
+# A run ends when its values have stood still for so many products, to this share of tol x width. At the first
+# residual below tol one more pair may be about to appear among the wanted ones; to find it in the search for
+# missed pairs costs several times the products (66 in place of 12 more for the 23 pairs of a LeNet).
+_STILL, _MOVED = 8, 0.5
+# Lanczos's residuals go below this share of their goal, which leaves the rest to the certificate's doubt.
+_SHARE = 0.9
 
 
 def extreme_eigenpairs(
@@ -35,6 +45,7 @@ def extreme_eigenpairs(
     smallest: int = 1,
     *,
     tol: float = 1e-3,
+    rtol: float = 0.1,
     max_products: int | None = None,
     max_basis: int | None = None,
     start: object = None,
@@ -46,21 +57,30 @@ def extreme_eigenpairs(
 ) -> Spectrum:
     """LA(largest) and SA(smallest) of a symmetric operator.
 
-    One thick-restart Lanczos run (Wu and Simon 2000) with full orthogonalisation serves both ends. Every pair
-    that is returned has a true residual, from a product made for this purpose; a second run then looks for
-    pairs that the first has missed. Ctrl-C returns the pairs so far.
+    One thick-restart Lanczos run (Wu and Simon 2000) with full orthogonalisation serves both ends. It goes on
+    until the wanted values have stood still; two products with random combinations of the vectors then
+    certify all residuals (`hessian.block.certified`), or, if they do not, one product for each measures them.
+    A second run of 20 products looks for pairs that the first has missed. Ctrl-C returns the pairs so far.
+
+    The same operator, request and seed give the same digits: nothing here depends on time. A vector's sign is
+    such that its largest component is positive; `Spectrum.downhill` turns vectors by a gradient.
 
     Args:
-        operator: a `SymmetricOperator`, or a symmetric array, tensor or scipy `LinearOperator`.
+        operator: a `SymmetricOperator`, or a real symmetric array, tensor, sparse matrix or scipy
+            `LinearOperator`.
         largest: how many of the largest eigenvalues; 0 for none.
         smallest: how many of the smallest (the most negative ones); 0 for none.
-        tol: a pair has converged when ||A v - lambda v|| <= tol x (largest - smallest eigenvalue).
-        max_products: a budget; when it is used up, the pairs are returned as they are. At least two per pair.
-            ("lanczos" only, as are `save_to` and the answer to Ctrl-C.)
+        tol: a pair has converged when ||A v - lambda v|| <= tol x (largest - smallest eigenvalue), and
+        rtol: when it is no more than rtol x |lambda| either, unless lambda is zero as far as tol can tell: an
+            end that is small beside the other is known by its own measure too. `inf` asks for tol only.
+        max_products: a budget; when it is used up, the pairs are returned as they are. By default 1,000 and
+            100 per pair. At least one per pair and two more. ("lanczos" only, as are `save_to` and the answer
+            to Ctrl-C.)
         max_basis: Lanczos vectors kept in memory; more of them save products. By default 160, or three times
             the pairs and 40, if that fits into 2 GiB.
-        start: vectors close to the wanted ones save products: the `Spectrum` of another snapshot, eigenpairs,
-            or vectors as rows.
+        start: begin with the sum of these vectors: the `Spectrum` of another snapshot, eigenpairs, or vectors
+            as rows. It saves little, even if they are close (4 to 12 of 150 products for a LeNet), since the
+            Krylov space has to grow all the same; and the digits then depend on them.
         seed: of the random start vectors; the global random streams are not touched.
         method: "eigsh" calls scipy's solver once for each end; takes more products.
         check: look for missed pairs ("lanczos" only).
@@ -69,23 +89,26 @@ def extreme_eigenpairs(
         progress: show a progress bar.
 
     Raises:
-        HessianError: if the request is impossible, if a product is not finite, or if `save_to` is damaged or
+        HessianError: if the request is impossible; if the operator is not symmetric, another one each time,
+            or its products are not finite, not real or of another shape; or if `save_to` is damaged or
             belongs to another computation.
     """
     began = time.monotonic()
     operator = as_operator(operator)
-    goal = checked_goal(operator, largest, smallest, tol, max_products)
+    goal = checked_goal(operator, largest, smallest, tol, rtol, max_products)
     capacity = basis_capacity(operator, goal.wanted, max_basis)
     if method not in ("lanczos", "eigsh"):
         raise HessianError(f'method="{method}" is unknown; the methods are "lanczos" and "eigsh".')
     saved = None
     if save_to is not None:
         request = {
-            "size": operator.shape[0], "dtype": str(operator.vector_dtype), "largest": largest,
-            "smallest": smallest, "tol": tol, "basis": capacity, "seed": seed, "method": method,
+            "size": operator.shape[0], "dtype": str(operator.vector_dtype), "largest": goal.largest,
+            "smallest": goal.smallest, "tol": tol, "rtol": rtol, "basis": capacity, "seed": seed,
+            "method": method,
         }  # fmt: skip
         saved = SavedRun(save_to, request)
-    with Products(operator, max_products, progress) as products:
+    limit = product_limit(goal, max_products) if method == "lanczos" else None
+    with Products(operator, limit, progress) as products:
         solver = _Solver(operator, goal, capacity, products, saved, seed)
         if method == "eigsh":
             solver.reference(start_vector(start, operator), max_basis)
@@ -111,15 +134,19 @@ class _Solver:
         self._generator = torch.Generator().manual_seed(seed)
         self._lanczos: Lanczos | None = None
         self._block: Block | None = None
+        self._beyond: Matrix | None = None  # (value, residual) next to the wanted ones, (0 to 2, 2)
+        self._residuals: Literal["measured", "certified", "estimated"] = "estimated"
         self._search: MissedSearch | None = None
-        self._range = (np.inf, -np.inf)  # smallest and largest Ritz value seen
+        self._span = Span()
         self._interrupted = False
+        self._breakdown: dict[str, float] = {}
 
     def reference(self, start: torch.Tensor | None, max_basis: int | None) -> None:
         """`method="eigsh"`."""
         if start is None:
             start = torch.randn(self._operator.shape[0], generator=self._generator, dtype=torch.float64)
         self._block = eigsh_block(self._products, self._operator, self._goal, start, max_basis)
+        self._residuals = "measured"
 
     def run(self, start: torch.Tensor | None, check: bool) -> None:
         """`method="lanczos"`."""
@@ -140,36 +167,44 @@ class _Solver:
 
     def spectrum(self, method: str, seconds: float) -> Spectrum:
         """What is known, converged or not."""
-        goal, block, check = self._goal, self._block, None
+        goal, unit, block, check = self._goal, self._products.unit or 1.0, self._block, None
+        beyond = self._beyond
         if self._search is not None:
             block, check = self._search.block, self._search.summary()
-        if block is not None:
-            values, residuals, vectors = block.values, block.residuals, block.vectors
-            kept = goal.ends(len(values))
-        else:
+            if self._search.found:  # the first run's picture was not the whole one
+                beyond = self._search.beyond
+        if block is None:
             assert self._lanczos is not None
-            ritz = self._lanczos.ritz()
-            kept = goal.ends(len(ritz.values))
-            values, residuals = ritz.values[kept], ritz.residuals[kept]
-            vectors, kept = self._lanczos.vectors(ritz.coefficients[:, kept]), np.arange(len(kept))
-        width, threshold = self._measure(values)
-        rows = vectors.cpu().numpy()
+            block, beyond = self._from(self._lanczos, self._lanczos.ritz())
+        self._span.cover(block.values)
+        bounds = angles(block.values, block.residuals, beyond)
+        converged = block.residuals <= goal.thresholds(block.values, self._span)
+        rows = block.vectors.cpu().numpy()
         pairs = [
-            Eigenpair(float(values[i]), rows[i], float(residuals[i]), bool(residuals[i] <= threshold))
-            for i in kept
+            Eigenpair(
+                float(block.values[i]) * unit,
+                rows[i] if rows[i, np.abs(rows[i]).argmax()] > 0 else -rows[i],
+                float(block.residuals[i]) * unit,
+                bool(converged[i]),
+                bounds[i],
+            )
+            for i in goal.ends(len(block.values))
         ]
         count = min(goal.largest, len(pairs))
         return Spectrum(
             largest=tuple(pairs[len(pairs) - count :][::-1]),
             smallest=tuple(pairs[: len(pairs) - count]),
-            width=width,
+            width=self._span.width * unit,
             tol=goal.tol,
             products=self._products.count,
             seconds=seconds,
             method=method,
             interrupted=self._interrupted,
-            missed_check=check,
+            missed_check=check and _in_units(check, unit),
             layout=dict(self._operator.layout),
+            residuals=self._residuals,
+            mode=self._operator.mode,
+            breakdown=self._breakdown,
         )
 
     def _begin(self, start: torch.Tensor | None) -> None:
@@ -182,6 +217,7 @@ class _Solver:
                 generator=self._generator,
                 dtype=self._operator.vector_dtype,
                 device=self._operator.device,
+                eps=self._operator.eps,
             )
             if state is None:
                 self._lanczos.begin(start)
@@ -193,43 +229,80 @@ class _Solver:
         if self._block is not None:
             return True
         assert self._lanczos is not None
-        ritz, satisfied = self._grow(self._lanczos)
-        vectors = self._lanczos.vectors(ritz.coefficients[:, self._goal.ends(len(ritz.values))])
-        block = rayleigh_ritz(vectors, self._products(vectors))
+        began = self._products.seconds
+        with self._timed("orthogonalisation"):
+            ritz, satisfied = self._grow(self._lanczos)
+        self._breakdown["products"] = self._products.seconds - began
+        self._breakdown["orthogonalisation"] -= self._breakdown["products"]
+        with self._timed("residuals"):
+            self._block, self._beyond = self._from(self._lanczos, ritz)
+            block = certified(self._block, self._products, self._generator)
+            self._block, self._residuals = block, "certified"
+            doubtful = bool((block.residuals > self._thresholds(block.values)).any())
+            if satisfied and doubtful and self._products.left >= len(block.values):
+                block = rayleigh_ritz(block.vectors.clone(), self._products(block.vectors))
+                self._block, self._residuals = block, "measured"
+                self._block = polished(
+                    block, self._goal.ends, self._thresholds, self._products, lambda: self._products.left
+                )
         if satisfied:
-            threshold = self._measure(block.values)[1]
-            block = polished(block, self._goal.ends, threshold, self._products, lambda: self._products.left)
             self._lanczos = None
-        self._block = block
         self._save()
         return satisfied
 
+    def _from(self, lanczos: Lanczos, ritz: Ritz) -> tuple[Block, Matrix | None]:
+        """The wanted Ritz pairs; (value, residual) of the next ones, None if no more are known."""
+        kept = self._goal.ends(len(ritz.values))
+        vectors = lanczos.vectors(ritz.coefficients[:, kept])
+        block = Block(vectors, lanczos.products(ritz, vectors, kept), ritz.values[kept], ritz.residuals[kept])
+        count = len(ritz.values)
+        if count == len(kept) and not lanczos.exhausted:
+            return block, None
+        nearest = [self._goal.smallest] * bool(self._goal.smallest)
+        nearest += [count - self._goal.largest - 1] * bool(self._goal.largest)
+        which = [i for i in sorted(set(nearest)) if i not in kept and 0 <= i < count]
+        return block, np.stack([ritz.values, ritz.residuals], 1)[which]
+
     def _grow(self, lanczos: Lanczos) -> tuple[Ritz, bool]:
-        """Lanczos until its own estimates of the residuals are below tol: True; False if products run out."""
+        """Lanczos until the wanted values stand still, with small residuals; False if products run out."""
         goal, pause = self._goal, self._goal.wanted - lanczos.size
+        history: list[tuple[int, Matrix]] = []
         while True:
-            spent = self._products.left <= goal.wanted  # the rest is for the true residuals
+            spent = self._products.left <= CERTIFICATE
             if lanczos.size >= goal.wanted:
                 ritz = lanczos.ritz()
-                width, threshold = self._measure(ritz.values)
-                residuals = ritz.residuals[goal.ends(lanczos.size)]
-                worst = float(residuals.max())
-                done = int((residuals <= threshold).sum())
-                self._products.report(done, goal.wanted, worst / (width or 1))
-                if done == goal.wanted or lanczos.exhausted or spent:
-                    return ritz, done == goal.wanted or lanczos.exhausted
+                kept = goal.ends(lanczos.size)
+                values, residuals = ritz.values[kept], ritz.residuals[kept]
+                self._span.cover(ritz.values)
+                thresholds = _SHARE * self._thresholds(values)
+                below = residuals <= thresholds
+                history.append((self._products.count, values))
+                done = bool(below.all()) and self._still(history)
+                width = self._span.width
+                self._products.report(int(below.sum()), goal.wanted, float(residuals.max()) / (width or 1))
+                if done or lanczos.exhausted or spent:
+                    return ritz, done or lanczos.exhausted
                 if lanczos.full:
                     self._save()
                     lanczos.restart(ritz, self._kept(lanczos))
                 # A residual hardly ever falls by more than a digit with one product: while it is digits above
                 # the goal, decomposing the projected matrix can wait.
-                pause = int(np.clip(np.log10(worst / threshold), 1, 10))
+                excess = float((residuals / np.maximum(thresholds, 1e-300)).max())
+                pause = int(np.clip(np.log10(max(excess, 1.0)), 1, _STILL))
             for _ in range(max(pause, 1)):
-                if lanczos.full or lanczos.exhausted or self._products.left <= goal.wanted:
+                if lanczos.full or lanczos.exhausted or self._products.left <= CERTIFICATE:
                     break
                 lanczos.step()
                 if self._saved is not None and self._saved.due:
                     self._save()
+
+    def _still(self, history: list[tuple[int, Matrix]]) -> bool:
+        """Whether the values have hardly moved for some products."""
+        now, values = history[-1]
+        before = [old for count, old in history if count <= now - _STILL]
+        if not before:
+            return False
+        return float(np.abs(values - before[-1]).max()) <= _MOVED * self._goal.tol * self._span.width
 
     def _kept(self, lanczos: Lanczos) -> npt.NDArray[np.int64]:
         """Which Ritz vectors stay at a restart: the wanted ones, and more at each end that speed them up."""
@@ -241,21 +314,32 @@ class _Solver:
     def _look_for_missed(self) -> bool:
         assert self._block is not None
         self._search = MissedSearch(
-            self._block, self._goal, self._products, self._generator, self._capacity, self._products.count
+            self._block,
+            self._goal,
+            self._span,
+            self._products,
+            self._generator,
+            self._capacity,
+            self._operator.eps,
         )
-        return self._search.run()
+        with self._timed("search"):
+            return self._search.run()
 
-    def _measure(self, values: Matrix) -> tuple[float, float]:
-        """The width of the spectrum, these values included, and the largest residual of a converged pair."""
-        low, high = self._range
-        self._range = low, high = min(low, float(values.min())), max(high, float(values.max()))
-        if self._search is not None and (check := self._search.summary()) is not None:
-            low, high = min(low, check.smallest), max(high, check.largest)
-        return high - low, self._goal.threshold(high - low, max(abs(low), abs(high)))
+    def _thresholds(self, values: Matrix) -> Matrix:
+        return self._goal.thresholds(values, self._span)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._breakdown[phase] = time.monotonic() - began
 
     def _save(self) -> None:
         block = self._block if self._search is None else self._search.block
-        state: Arrays = {"count": np.array(self._products.count), "range": np.array(self._range)}
+        state: Arrays = {"count": np.array(self._products.count), "unit": np.array(self._products.unit)}
+        state["span"] = np.array([self._span.low, self._span.high])
         state["generator"] = self._generator.get_state().numpy()
         if self._lanczos is not None:
             if not (self._lanczos.intact and self._lanczos.size):
@@ -263,6 +347,9 @@ class _Solver:
             state |= self._lanczos.state()
         elif block is not None:
             state |= {"vectors": block.vectors.cpu().numpy(), "products": block.products.cpu().numpy()}
+            state |= {"doubt": np.array(block.doubt), "residuals": np.array(self._residuals)}
+            if self._beyond is not None:
+                state["beyond"] = self._beyond
         if self._saved is not None:
             self._saved.save(state)
 
@@ -271,19 +358,22 @@ class _Solver:
         operator = self._operator
         try:
             self._products.count = int(state["count"])
-            self._range = float(state["range"][0]), float(state["range"][1])
+            self._products.unit = float(state["unit"])
+            self._span = Span(*map(float, state["span"]))
             self._generator.set_state(torch.as_tensor(state["generator"]))
             if self._lanczos is not None:
                 self._lanczos.load_state(state)
             else:
-                stacks = [
+                vectors, stack = (
                     torch.as_tensor(state[name]).to(operator.device) for name in ("vectors", "products")
-                ]
-                self._block = rayleigh_ritz(*stacks)
+                )
+                self._block = rayleigh_ritz(vectors, stack, float(state["doubt"]))
+                self._residuals = "certified" if str(state["residuals"]) == "certified" else "measured"
+                self._beyond = state.get("beyond")
         # Anything may be wrong with the contents of a file that somebody else has written.
         except Exception as error:
             raise self._saved.damaged() from error
-        if self._products.left <= (self._goal.wanted if self._lanczos is not None else 0):
+        if self._products.left <= (CERTIFICATE if self._lanczos is not None else 0):
             raise HessianError(
                 f"the computation in {self._saved.path} has already made {self._products.count} products; "
                 f"raise max_products to continue it."
@@ -297,3 +387,7 @@ class _Solver:
         # Products in float32 repeat to 1e-6 of the norm; another snapshot differs by far more.
         if not change <= 1e-4 * norm:
             raise self._saved.foreign()
+
+
+def _in_units(check: MissedCheck, unit: float) -> MissedCheck:
+    return replace(check, largest=check.largest * unit, smallest=check.smallest * unit)

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .errors import HessianError
 from .rows import Matrix, combine, combine_in_place, inner, subtract
 
-__all__ = ["Lanczos", "Ritz", "ends"]
+__all__ = ["Lanczos", "Ritz", "check_symmetry", "ends"]
 
 Multiply = Callable[[torch.Tensor], torch.Tensor]
 
@@ -45,6 +46,24 @@ def ends(size: int, largest: int, smallest: int) -> npt.NDArray[np.int64]:
     return np.concatenate([np.arange(min(smallest, size - largest)), np.arange(size - largest, size)])
 
 
+def check_symmetry(difference: float, scale: float, eps: float) -> None:
+    """Whether <A u, v> and <u, A v> differ by rounding only, u and v of length 1.
+
+    Args:
+        difference: between the two.
+        scale: the norm of A, as far as known.
+        eps: relative rounding of a product. Half of its digits may be lost.
+
+    Raises:
+        HessianError: if not.
+    """
+    if difference > eps**0.5 * scale:
+        raise HessianError(
+            f"the operator is not symmetric: <A u, v> and <u, A v> differ by {difference / scale:.1e} of its "
+            f"norm (rounding explains {eps**0.5:.0e} at most); of a matrix A, (A + A.T) / 2 is symmetric."
+        )
+
+
 class Lanczos:
     """An orthonormal basis V, grown as a Krylov space, and the operator A seen in it, V A V^T.
 
@@ -53,12 +72,16 @@ class Lanczos:
     restart (Wu and Simon 2000) it is dense. Neither needs code of its own: T's next column is what
     orthogonalising the next product against the whole basis measures anyway.
 
+    The invariant says that <next, A v> = coupling . v before `next` is multiplied, and the product then says
+    what <A next, v> is: each step is a test of the operator's symmetry, for nothing.
+
     Args:
         multiply: the product with a block of rows.
         size: n.
         capacity: the most basis vectors before a restart.
         generator: on the CPU, for the start vector and for a new direction when the space is exhausted.
         locked: orthonormal rows (p, n): everything happens in their orthogonal complement.
+        eps: relative rounding of a product; by default that of `dtype`.
     """
 
     def __init__(
@@ -71,8 +94,10 @@ class Lanczos:
         dtype: torch.dtype,
         device: torch.device,
         locked: torch.Tensor | None = None,
+        eps: float | None = None,
     ):
         self._multiply, self._generator = multiply, generator
+        self._eps = torch.finfo(dtype).eps if eps is None else eps
         self.locked = 0 if locked is None else len(locked)
         self.capacity = min(capacity, size - self.locked)
         rows = min(self.locked + self.capacity + 1, size)
@@ -102,18 +127,23 @@ class Lanczos:
             self._place_random()
 
     def step(self) -> None:
-        """One product: the basis has one vector more."""
+        """One product: the basis has one vector more.
+
+        Raises:
+            HessianError: if it shows that the operator is not symmetric, or is another one each time.
+        """
         end = self.locked + self.size + 1
         product = self._multiply(self._rows[end - 1 : end])[0]
         column, rest = _orthogonalise(product, self._rows[:end])
         self.scale = max(self.scale, float(np.hypot(np.linalg.norm(column), rest)))
         column = column[self.locked :]
+        self._check_symmetry(float(np.linalg.norm(column[:-1] - self.coupling)), self._rows[end - 1 : end])
         self.projected[: self.size + 1, self.size] = column
         self.projected[self.size, : self.size + 1] = column
         coupling = np.zeros(self.size + 1)
         if end < self._rows.shape[1]:
             # A remainder at the level of rounding is no direction: the basis is an invariant subspace.
-            if rest > 10 * torch.finfo(product.dtype).eps * self.scale:
+            if rest > 10 * self._eps * self.scale:
                 self._rows[end] = product / rest
                 coupling[-1] = rest
             else:
@@ -128,6 +158,16 @@ class Lanczos:
     def vectors(self, coefficients: Matrix) -> torch.Tensor:
         """The Ritz vectors with these coefficients (m, p), as new rows (p, n)."""
         return combine(self._basis, coefficients)
+
+    def products(self, ritz: Ritz, vectors: torch.Tensor, which: npt.NDArray[np.int64]) -> torch.Tensor:
+        """A times the Ritz `vectors` at the indices `which`, as the invariant has it: without a product."""
+        values = torch.as_tensor(ritz.values[which], dtype=vectors.dtype, device=vectors.device)
+        products = vectors * values[:, None]
+        end = self.locked + self.size
+        if end < len(self._rows):
+            coupling = torch.as_tensor(self.coupling @ ritz.coefficients[:, which]).to(vectors)
+            products.addr_(coupling, self._rows[end])
+        return products
 
     def restart(self, ritz: Ritz, keep: npt.NDArray[np.int64]) -> None:
         """Replace the basis by the Ritz vectors at the indices `keep`; the next vector stays the next."""
@@ -174,6 +214,18 @@ class Lanczos:
             next_weight = torch.as_tensor([self.coupling @ weights], device=product.device)
             _, square = subtract(product, self._rows[end : end + 1], next_weight)
         return float(square.sqrt())
+
+    def _check_symmetry(self, difference: float, row: torch.Tensor) -> None:
+        try:
+            check_symmetry(difference, self.scale, self._eps)
+        except HessianError:
+            change = float((self._multiply(row) - self._multiply(row)).double().norm())
+            if change > self._eps**0.5 * self.scale:
+                raise HessianError(
+                    f"two products of the operator with one vector differ by {change / self.scale:.1e} of "
+                    f"its norm; switch off whatever is random in it, and give it data that stay the same."
+                ) from None
+            raise
 
     @property
     def _basis(self) -> torch.Tensor:

@@ -13,7 +13,9 @@ from .missed import Goal
 from .operator import SymmetricOperator
 from .results import Eigenpair, Spectrum
 
-__all__ = ["basis_capacity", "checked_goal", "start_vector"]
+__all__ = ["CERTIFICATE", "basis_capacity", "checked_goal", "product_limit", "start_vector"]
+
+CERTIFICATE = 2  # products that certify all residuals together
 
 # By default the basis takes no more memory than this, and no more vectors than help.
 _MEMORY = 2 << 30
@@ -21,14 +23,24 @@ _VECTORS = 160
 
 
 def checked_goal(
-    operator: SymmetricOperator, largest: int, smallest: int, tol: float, max_products: int | None
+    operator: SymmetricOperator,
+    largest: int,
+    smallest: int,
+    tol: float,
+    rtol: float,
+    max_products: int | None,
 ) -> Goal:
     """The goal, if it can be reached.
 
     Raises:
         HessianError: if not.
     """
-    size, wanted = operator.shape[0], largest + smallest
+    size = operator.shape[0]
+    for name, count in (("largest", largest), ("smallest", smallest)):
+        if not isinstance(count, (int, np.integer)):
+            raise HessianError(f"{name}={count!r} is no whole number of eigenpairs.")
+    largest, smallest = int(largest), int(smallest)
+    wanted = largest + smallest
     if largest < 0 or smallest < 0 or wanted == 0:
         raise HessianError(
             f"largest={largest}, smallest={smallest} asks for no eigenpair; give how many of the largest and "
@@ -40,12 +52,20 @@ def checked_goal(
         )
     if not 0 < tol < 1:
         raise HessianError(f"tol={tol} is a share of the spectrum's width; it has to lie between 0 and 1.")
-    if max_products is not None and max_products < 2 * wanted:
+    if not rtol > 0:
+        raise HessianError(f"rtol={rtol} is a share of an eigenvalue; it has to be positive (or inf).")
+    if max_products is not None and max_products < wanted + CERTIFICATE:
         raise HessianError(
             f"max_products={max_products} is too few for {wanted} eigenpairs: every pair takes a product to "
-            f"be found and one for its residual; allow at least {2 * wanted}."
+            f"be found, and all together {CERTIFICATE} for their residuals; allow at least "
+            f"{wanted + CERTIFICATE}."
         )
-    return Goal(largest, smallest, tol, 10 * torch.finfo(operator.vector_dtype).eps)
+    return Goal(largest, smallest, tol, rtol, 10 * operator.eps)
+
+
+def product_limit(goal: Goal, max_products: int | None) -> int:
+    """How many products there may be: by default so many that only a hopeless search meets the limit."""
+    return 1000 + 100 * goal.wanted if max_products is None else max_products
 
 
 def basis_capacity(operator: SymmetricOperator, wanted: int, max_basis: int | None) -> int:

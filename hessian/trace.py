@@ -69,7 +69,7 @@ def trace(operator: object, *, products: int = 100, seed: int = 0, progress: boo
         )
     with _Multiplier(operator, min(products, size), "trace", progress) as multiply:
         if products >= size:
-            return Estimate(sum(multiply.quadratic_forms(_unit_vectors(operator))), 0.0)
+            return Estimate(sum(multiply.quadratic_forms(_unit_vectors(operator))) * multiply.unit, 0.0)
         generator = torch.Generator().manual_seed(seed)
         third = products // 3
         basis = _orthonormal(multiply.rows(_signs(operator, third, generator), third))
@@ -77,7 +77,7 @@ def trace(operator: object, *, products: int = 100, seed: int = 0, progress: boo
         signs = _signs(operator, products - third - len(basis), generator)
         rest = list(multiply.quadratic_forms(_without(basis, block) for block in signs))
     residual = Estimate.from_samples(rest)
-    return Estimate(captured + residual.value, residual.standard_error)
+    return Estimate((captured + residual.value) * multiply.unit, residual.standard_error * multiply.unit)
 
 
 def frobenius_norm(
@@ -105,11 +105,13 @@ def frobenius_norm(
         )
     with _Multiplier(operator, min(products, size), "Frobenius norm", progress) as multiply:
         if products >= size:
-            return Estimate(math.sqrt(sum(multiply.squared_norms(_unit_vectors(operator)))), 0.0)
+            squares = sum(multiply.squared_norms(_unit_vectors(operator)))
+            return Estimate(math.sqrt(squares) * multiply.unit, 0.0)
         signs = _signs(operator, products, torch.Generator().manual_seed(seed))
         square = Estimate.from_samples(list(multiply.squared_norms(signs)))
     norm = math.sqrt(square.value)
-    return Estimate(norm, square.standard_error / (2 * norm) if norm else 0.0)
+    error = square.standard_error / (2 * norm) if norm else 0.0
+    return Estimate(norm * multiply.unit, error * multiply.unit)
 
 
 class _Multiplier:
@@ -133,13 +135,18 @@ class _Multiplier:
         self._bar.update(len(block))
         return product
 
+    @property
+    def unit(self) -> float:
+        """What the products are divided by, so that their squares neither overflow nor vanish."""
+        return self._products.unit or 1.0
+
     def quadratic_forms(self, blocks: Iterable[torch.Tensor]) -> Iterator[float]:
-        """v A v for every row v of the blocks."""
+        """v A v for every row v of the blocks, in units of `unit`."""
         for block in blocks:
             yield from (_inner(v, row) for v, row in zip(block, self(block), strict=True))
 
     def squared_norms(self, blocks: Iterable[torch.Tensor]) -> Iterator[float]:
-        """||A v||^2 for every row v of the blocks."""
+        """||A v||^2 for every row v of the blocks, in units of its square."""
         for block in blocks:
             yield from (_inner(row, row) for row in self(block))
 
