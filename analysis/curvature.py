@@ -15,6 +15,7 @@ from tqdm import tqdm
 from hessian import (
     Eigenpair,
     Loss,
+    Mode,
     Spectrum,
     Team,
     compare,
@@ -52,6 +53,7 @@ class HessianSettings:
         subset: share of the training set, chosen once; by default 5%, but at least 1,000 examples.
         parameters: name globs of the parameters; all if empty.
         line_searches: along how many pairs of each end.
+        mode: how products are computed, as in `Loss.hessian`; chosen by itself if None.
         density: whether the whole spectral density is estimated.
         vectors: whether eigenvectors are kept on disk.
         steps: snapshots to look at; all if empty.
@@ -68,6 +70,7 @@ class HessianSettings:
     subset: float | None = None
     parameters: tuple[str, ...] = ()
     line_searches: int = 3
+    mode: Mode | None = None
     density: bool = False
     vectors: bool = True
     steps: tuple[int, ...] = ()
@@ -153,7 +156,7 @@ class _Job:
     def measure(self, run: Run, step: int, start: Spectrum | None) -> Spectrum:
         """One snapshot; its spectrum, with vectors."""
         settings = self.settings
-        hessian = self.loss.hessian()
+        hessian = self.loss.hessian(settings.mode)
         spectrum = extreme_eigenpairs(
             hessian,
             settings.largest,

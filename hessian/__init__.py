@@ -13,6 +13,7 @@ from .data import fixed_subset
 from .density import Density, Quadrature, spectral_density
 from .eigenpairs import extreme_eigenpairs
 from .errors import HessianError
+from .hvp import MODES, Mode
 from .line_search import LineSearch, Slice, line_search, slice_2d
 from .loss import Loss
 from .methods import Choice
@@ -24,6 +25,7 @@ from .trace import Estimate, frobenius_norm, trace
 from .tracker import EigenTracker, TrackedPair
 
 __all__ = [
+    "MODES",
     "Choice",
     "Comparison",
     "ComparisonEnd",
@@ -38,6 +40,7 @@ __all__ = [
     "LineSearch",
     "Loss",
     "MissedCheck",
+    "Mode",
     "NegativeCurvature",
     "Quadrature",
     "Slice",

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from .errors import HessianError
-from .hvp import Mode
+from .hvp import Mode, Multiply
 from .linearize import Tensors
-from .methods import Methods, Multiply
+from .methods import Methods
 from .operator import SymmetricOperator
 from .parameters import split
 from .passes import Passes
@@ -38,14 +38,14 @@ class CurvatureOperator(SymmetricOperator):
         self.mode = self.choice.mode
         self._number = -1
         if passes.team is not None:
-            self._number = passes.team.announce_curvature(objective, methods.kind, self.choice.mode)
+            self._number = passes.team.announce_curvature(objective, methods.curvature.name, self.choice.mode)
         if self.choice.mode not in _KEEPS:
             self._check_passes()
 
     def multiply(self, vectors: torch.Tensor) -> torch.Tensor:
         """The products with the rows of `vectors` (k, n), as the rows of a new tensor (k, n)."""
         if self._passes.team is not None:
-            self._passes.team.announce_multiply(self._methods.kind, self._number, vectors)
+            self._passes.team.announce_multiply(self._methods.curvature.name, self._number, vectors)
         return super().multiply(vectors)
 
     def _multiply(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -69,9 +69,10 @@ class CurvatureOperator(SymmetricOperator):
         if self._shift:
             total.add_(vectors, alpha=self._shift)
         if not bool(total.isfinite().all()):
+            name = self._methods.curvature.name.replace("_", "-")
             raise HessianError(
-                f"a product with the {self._methods.kind.replace('_', '-')} matrix is not finite; look for "
-                "overflow, or for an operation whose second derivative is (a square root at zero, say)."
+                f"a product with the {name} matrix is not finite; look for overflow, or for an operation "
+                "whose second derivative is (a square root at zero, say)."
             )
         return total.to(self.vector_dtype)
 

@@ -14,8 +14,7 @@ from torch import nn
 from .curvature import CurvatureOperator
 from .data import examples_in, pieces
 from .errors import HessianError
-from .hvp import Mode, difference, gauss_newton_product, hessian_product
-from .linearize import Product
+from .hvp import Curvature, Mode, difference, gauss_newton_of, hessian_of
 from .methods import Methods
 from .objective import Objective, non_finite
 from .parameters import flatten, split
@@ -51,7 +50,7 @@ class Loss:
             (tokens, say).
         memory_limit: bytes that products may use beyond weights and data; larger batches are split, and
             linear maps and graphs are kept only if they fit. By default a quarter of the machine's memory,
-            or half of what is free on the GPU.
+            or of the GPU's.
         check: look whether the loss is a mean over examples that is the same at each pass.
         team: the processes that each have a part of the data.
 
@@ -168,31 +167,29 @@ class Loss:
         """The Hessian H at the model's present weights, as a scipy `LinearOperator`.
 
         Args:
-            mode: how its products are computed: "forward_reverse" (Jacobian-vector product of the
-                gradient), "reverse_reverse", "retained" (that, its graphs kept) or "linearized" (the first,
-                its constants kept). By default the one that is fastest here by measurement and fits
-                `memory_limit`. They agree to rounding.
+            mode: how its products are computed: "linearized" (Jacobian-vector product of the gradient,
+                what does not depend on the vector kept), "retained" (gradient of gradient times vector, the
+                graphs kept), or "reverse_reverse" and "forward_reverse" (the same two, nothing kept). By
+                default the first that works and fits `memory_limit`; see `Choice`. They agree to rounding.
         """
-        return self._operator("hessian", hessian_product(self.objective.loss), mode)
+        return self._operator(hessian_of(self.objective.loss), mode)
 
     def gauss_newton(self, mode: Mode | None = None) -> CurvatureOperator:
-        """The generalised Gauss-Newton matrix G = J^T (d2 loss / d outputs2) J; positive semidefinite.
-
-        Modes as for the Hessian, except for those by reverse over reverse.
-        """
-        return self._operator("gauss_newton", self._gauss_newton_product(), mode)
+        """The generalised Gauss-Newton matrix G = J^T (d2 loss / d outputs2) J; positive semidefinite."""
+        return self._operator(self._gauss_newton(), mode)
 
     def residual(self, mode: Mode | None = None) -> CurvatureOperator:
         """H - G: what the curvature of the model itself adds, weight decay belonging to G."""
-        product = difference(hessian_product(self.objective.loss), self._gauss_newton_product())
-        return self._operator("residual", product, mode)
+        return self._operator(
+            difference("residual", hessian_of(self.objective.loss), self._gauss_newton()), mode
+        )
 
-    def _gauss_newton_product(self) -> Product:
-        return gauss_newton_product(self.objective.outputs, self.objective.loss_of_outputs)
+    def _gauss_newton(self) -> Curvature:
+        return gauss_newton_of(self.objective.outputs, self.objective.loss_of_outputs)
 
-    def _operator(self, kind: str, product: Product, mode: Mode | None) -> CurvatureOperator:
-        methods = self._methods.setdefault(kind, Methods(self._passes, kind, product))
-        shift = 0.0 if kind == "residual" else self.weight_decay
+    def _operator(self, curvature: Curvature, mode: Mode | None) -> CurvatureOperator:
+        methods = self._methods.setdefault(curvature.name, Methods(self._passes, curvature))
+        shift = 0.0 if curvature.name == "residual" else self.weight_decay
         return CurvatureOperator(methods, self._passes, mode, shift)
 
     # -- is it what it should be? Scale-aware: rounding passes, whatever the size of the numbers ------
@@ -202,7 +199,7 @@ class Loss:
         return 1e-9 if self.vector_dtype == torch.float64 else 1e-4
 
     def _check_mean(self) -> None:
-        batch, n = self._passes.first_piece()
+        batch, n = self._passes.first_piece(2**62)
         parts = pieces(batch, -(-examples_in(batch) // 2))
         if len(parts) < 2:
             return

@@ -10,9 +10,12 @@ __all__ = ["default_limit", "ran_out"]
 
 
 def default_limit(device: torch.device) -> int:
-    """Bytes to use without being asked: half of what is free on a GPU, a quarter of a machine's memory."""
+    """Bytes to use without being asked: a quarter of the GPU's or of the machine's memory.
+
+    Of all of it, not of what is free: what else runs must not decide how numbers are computed.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0]) // 2
+        return int(torch.cuda.get_device_properties(device).total_memory) // 4
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
 
 

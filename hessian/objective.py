@@ -28,6 +28,7 @@ class Objective:
         device: where they are.
         dtype: to compute in; None for the model's own.
         vector_dtype: of vectors (n,), float32 or float64.
+        rounding: of the coarsest dtype that is computed in, relative.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Objective:
         self.device = next(iter(self._selected.values())).device
         kinds = {dtype or p.dtype for p in self._selected.values()}
         self.vector_dtype = torch.float64 if torch.float64 in kinds else torch.float32
+        self.rounding = max((torch.finfo(kind).eps for kind in kinds), default=0.0)
 
     def weights(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Copies of the chosen parameters, and all else that the model's state has."""

@@ -73,9 +73,9 @@ class Passes:
         """The sum over all processes."""
         return total if self.team is None else self.team.sum(total)
 
-    def first_piece(self) -> tuple[Any, int]:
-        """The first batch, cut to what fits the memory, and its number of terms."""
-        piece = pieces(self._first_batch(), self._piece)[0]
+    def first_piece(self, most: int) -> tuple[Any, int]:
+        """The first batch, cut to what fits the memory and to `most` examples, and its number of terms."""
+        piece = pieces(self._first_batch(), min(most, self._piece))[0]
         return piece, self.count(piece)
 
     def _first_batch(self) -> Any:

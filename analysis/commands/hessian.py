@@ -15,6 +15,8 @@ __all__ = ["add"]
 
 def add(commands: Any) -> None:
     """Declare the command."""
+    from hessian import MODES
+
     from ..curvature import HessianSettings
 
     text = "extreme eigenvalues of the Hessian at the snapshots of a run"
@@ -42,6 +44,11 @@ def add(commands: Any) -> None:
     parser.add_argument("--density", action="store_true", help="estimate the whole spectral density too")
     parser.add_argument(
         "--no-vectors", dest="vectors", action="store_false", help="keep no eigenvectors on disk"
+    )
+    option(
+        "mode",
+        "how products are computed, instead of by the first way that works and fits the memory",
+        choices=MODES,
     )
     option("steps", "only these snapshots", nargs="+", type=int, metavar="STEP")
     option("seed", "of the subset and the solver", type=int, metavar="N")

@@ -74,7 +74,10 @@ class Case:
         return y.double() if y.is_floating_point() else y
 
     def loss(self, **options: Any) -> Loss:
-        return Loss(self.model(), self.loss_fn, self.batches(), **options)
+        return self.loss_of(self.batches(), **options)
+
+    def loss_of(self, data: Any, **options: Any) -> Loss:
+        return Loss(self.model(), self.loss_fn, data, **options)
 
 
 CASES = [
