@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -40,8 +41,15 @@ class Preprocessing:
                 f"there are {len(self.mean)} means and {len(self.std)} standard deviations; give one of each "
                 "per channel."
             )
-        if not all(self.std):
+        if 0 in self.std:
             raise AnalysisError("a standard deviation is 0; images are divided by it.")
+        if not all(math.isfinite(m) for m in self.mean) or not all(0 < s < math.inf for s in self.std):
+            raise AnalysisError(
+                f"a mean of {self.mean} and a standard deviation of {self.std} scale no image; give finite "
+                "means and positive deviations."
+            )
+        if self.resize is not None and self.resize < 1:
+            raise AnalysisError(f"images cannot be resized to {self.resize} pixels.")
         if self.size is not None and not 1 <= self.size <= (self.resize or self.size):
             raise AnalysisError(
                 f"images cannot be resized to {self.resize} and cut to {self.size} pixels; resize to at "
@@ -54,7 +62,7 @@ class Preprocessing:
 
         steps: list[Any] = [v2.ToImage()]
         if self.rgb:
-            steps.append(v2.RGB())
+            steps += [v2.RGB(), self._require_three]
         if self.resize or self.size:
             mode = InterpolationMode(self.interpolation)
             steps.append(v2.Resize(self.resize or self.size, mode, antialias=True))
@@ -62,9 +70,25 @@ class Preprocessing:
             steps.append(v2.CenterCrop(self.size))
         steps.append(v2.ToDtype(torch.float32, scale=True))
         if self.mean:
-            steps.append(v2.Normalize(self.mean, self.std))
+            steps += [self._require_channels, v2.Normalize(self.mean, self.std)]
         transform: Callable[[Any], torch.Tensor] = v2.Compose([*steps, v2.ToPureTensor()])
         return transform
+
+    def _require_three(self, image: torch.Tensor) -> torch.Tensor:
+        """An image of three channels."""
+        channels = image.shape[-3]
+        if channels != 3:
+            raise AnalysisError(f"an image of {channels} channels cannot be made RGB; give grey or RGB ones.")
+        return image
+
+    def _require_channels(self, image: torch.Tensor) -> torch.Tensor:
+        """An image with as many channels as there are means, or any where there is one for all."""
+        if len(self.mean) not in (1, len(image)):
+            raise AnalysisError(
+                f"there are {len(self.mean)} means and standard deviations for images of {len(image)} "
+                "channels; give one of each per channel, or make grey images RGB."
+            )
+        return image
 
 
 def own_preprocessing(name: str, model: nn.Module) -> Preprocessing:

@@ -16,9 +16,11 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from probes import Estimate, FeatureStore, FeatureTable, FittedProbes, ProbeResult, fit_probes, with_labels
+from probes.fit.splits import require_classes
 
 from .controls import CONTROLS, Controls, measure_controls
 from .errors import AnalysisError
+from .own_data import known_labels
 from .probe_settings import FREE_SETTINGS, ProbeSettings
 from .probing_figures import draw_controls, draw_network, draw_training
 from .processes import join_processes
@@ -41,6 +43,7 @@ def probe_model(
     data: DataSplits,
     settings: ProbeSettings = _DEFAULTS,
     *,
+    weights: str = "",
     progress: bool = True,
     report: Callable[[Estimate], None] | None = None,
 ) -> ProbeResult | None:
@@ -51,7 +54,7 @@ def probe_model(
     test set. Under `torchrun` each process runs the model on a part of the data, and the first one fits.
 
     Before it computes the features of a split, `report` is told how long it will take and how much it will
-    write.
+    write. `weights`, if given, says in the record where the model's weights are from.
 
     Returns:
         The readings on the test set, with certificates; nothing but in the first process.
@@ -66,7 +69,7 @@ def probe_model(
         if probed is None:
             return None
         with Run(path) as run:
-            _keep(run, probed, 0)
+            _keep(run, probed, 0, weights)
             draw_network(run, model, job.run_once, probed.result, settings.palette, settings.diodes)
     return probed.result
 
@@ -154,6 +157,11 @@ class _Job:
             for split, n in counts.items()
         }
         self._num_classes = None if settings.labels else data.num_classes
+        if not settings.labels:  # found out now where that is quick, and not when the features are there
+            labels = {split: known_labels(loader.dataset) for split, loader in self._loaders.items()}
+            known = {split: found for split, found in labels.items() if found is not None}
+            if "train" in known:
+                require_classes(known, data.num_classes)
 
     def follow(self, model: nn.Module, snapshots: Mapping[int, Path]) -> Iterator[tuple[int, _Probed | None]]:
         """Probe one snapshot after another, each fit starting from the one before."""
@@ -262,8 +270,8 @@ def _done(records: RunRecords, settings: ProbeSettings) -> set[int]:
     }
 
 
-def _keep(run: Run, probed: _Probed, step: int) -> None:
-    run.log(probed.result, step)
+def _keep(run: Run, probed: _Probed, step: int, weights: str = "") -> None:
+    run.log(probed.result, step, weights=weights)
     if probed.controls is not None:
         run.log(probed.controls, step)
         draw_controls(run, probed.result, probed.controls, step)

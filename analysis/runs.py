@@ -94,6 +94,7 @@ class Run(RunRecords):
         *,
         name: str = "",
         vectors: bool = True,
+        weights: str = "",
     ) -> None:
         """Keep a result: a line of `results.jsonl`, scalars and a figure.
 
@@ -104,13 +105,14 @@ class Run(RunRecords):
             step: of the training.
             name: of a line search's direction, such as "SA 1".
             vectors: whether a spectrum's eigenvectors are kept.
+            weights: where the probed model's weights are from; kept with the line if given.
 
         Raises:
             AnalysisError: for anything else than such a result or a step, or if it cannot be written.
         """
         step = _whole(step)
         if isinstance(result, ProbeResult):
-            self._append(step, result, asdict(result))
+            self._append(step, result, {**({"weights": weights} if weights else {}), **asdict(result)})
             self.events.add_probes(result, step)
             for reference in result.references:
                 self._draw(result, reference.target, step)

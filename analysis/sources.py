@@ -9,7 +9,7 @@ import os
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,20 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from probes.selection import nearest
 
+from .arrays import ArrayImages, class_numbers, require_images
 from .errors import AnalysisError
+from .folders import ClassFolders
+from .own_data import count_classes, require_examples
 from .preprocessing import Preprocessing
 
-__all__ = ["DataSplits", "find_device", "load_data", "load_model", "require_model"]
+__all__ = [
+    "DataSplits",
+    "find_device",
+    "load_data",
+    "load_model",
+    "require_model",
+    "takes_preprocessing",
+]
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,8 @@ class DataSplits:
             digest.update(str(size).encode())
             for i in np.linspace(0, size - 1, min(16, size)).astype(int):
                 x, y = split[int(i)]
-                digest.update(np.ascontiguousarray(x).tobytes() + str(int(y)).encode())
+                label = sorted(y.items()) if isinstance(y, Mapping) else int(y)
+                digest.update(np.ascontiguousarray(x).tobytes() + str(label).encode())
         return digest.hexdigest()[:16]
 
 
@@ -120,9 +131,12 @@ def load_data(
 
     - `sklearn:digits`: 1,797 real handwritten digits of 8x8 pixels that come with scikit-learn.
     - `torchvision:MNIST` and its like (FashionMNIST, CIFAR10, ...), already under `data_dir`.
-    - `folder:PATH`: images in one folder per class, below `train`, `valid` (or `val`) and `test` or not.
-    - `npz:PATH`: arrays `x_train`, `y_train`, `x_test`, `y_test`, images as NHWC or NHW.
-    - `my.module:make_data`: a function that returns a `DataSplits`, or (train, valid, test) data sets.
+    - `folder:PATH`: images in one folder per class, below `train`, `valid` (or `val`) and `test` or not; the
+      folders of `train` number the classes.
+    - `npz:PATH`: arrays `x_train`, `y_train`, `x_test`, `y_test`, images as NHWC or NHW: uint8 ones are
+      divided by 255, floats are taken as they are, and other integers refused, for their scale is not known.
+    - `my.module:make_data`: a function that returns a `DataSplits`, or (train, valid, test) data sets. If it
+      has a parameter `preprocessing`, it gets that, and is to heed it.
 
     Where a validation set is missing, a sixth of the training set is set aside by `seed`; where a test set
     is missing too, another sixth.
@@ -133,39 +147,59 @@ def load_data(
     preprocessing = preprocessing or Preprocessing()
     source, rest = _split(name, "torchvision:MNIST, folder:PATH, npz:PATH or my.module:make_data")
     if source == "sklearn":
-        return _digits(rest, seed)
+        return _digits(rest, preprocessing, seed)
     if source == "torchvision":
-        return _torchvision(rest, data_dir, preprocessing.transform(), seed)
+        return _torchvision(rest, data_dir, preprocessing, seed)
     if source == "folder":
         if preprocessing.size is None:  # photographs are of many sizes
             preprocessing = replace(preprocessing, size=224, resize=preprocessing.resize or 224)
-        return _folder(Path(rest), preprocessing.transform(), seed)
+        return _folder(Path(rest), preprocessing, seed)
     if source == "npz":
-        return _npz(Path(rest), preprocessing.transform(), seed)
-    return _own(name, _call(source, rest))
+        return _npz(Path(rest), preprocessing, seed)
+    if preprocessing != Preprocessing() and not takes_preprocessing(name):
+        raise AnalysisError(
+            f"{name!r} makes its own images, so no size, channels, mean or std can be asked for; give the "
+            "function a parameter `preprocessing`."
+        )
+    return _own(name, _call(source, rest, preprocessing=preprocessing))
+
+
+def takes_preprocessing(name: str) -> bool:
+    """Whether data of this name are made as a `Preprocessing` says: all, but those of one's own function."""
+    source, _, rest = name.partition(":")
+    if source in ("sklearn", "torchvision", "folder", "npz"):
+        return True
+    return "preprocessing" in inspect.signature(_function(source, rest)).parameters
 
 
 # -- sources -------------------------------------------------------------------------------------------
 
 
-def _digits(name: str, seed: int) -> DataSplits:
+def _digits(name: str, preprocessing: Preprocessing, seed: int) -> DataSplits:
     if name != "digits":
         raise AnalysisError(f"scikit-learn data {name!r} is not offered; use sklearn:digits.")
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
     images = torch.tensor(x, dtype=torch.float32).view(-1, 1, 8, 8) / 16
+    if preprocessing != Preprocessing():
+        transform = preprocessing.transform()
+        images = torch.stack([transform(image.numpy()) for image in images[:, 0]])
     return _splits(TensorDataset(images, torch.tensor(y)), None, None, 10, seed)
 
 
-def _torchvision(name: str, data_dir: str, transform: Callable[[Any], torch.Tensor], seed: int) -> DataSplits:
+def _torchvision(name: str, data_dir: str, preprocessing: Preprocessing, seed: int) -> DataSplits:
     import torchvision.datasets as sets
 
     known = [n for n in sets.__all__ if inspect.isclass(getattr(sets, n))]
     _require(name, known, "torchvision has no data set")
     build = getattr(sets, name)
-    if "train" not in inspect.signature(build).parameters:
-        raise AnalysisError(f"torchvision's {name} has no train flag; wrap it in my.module:make_data.")
+    parameters = inspect.signature(build).parameters
+    needed = [n for n, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if "train" not in parameters or needed[1:]:
+        lacks = "has no train flag" if "train" not in parameters else f"wants to know {needed[1]!r}"
+        raise AnalysisError(f"torchvision's {name} {lacks}; wrap it in my.module:make_data.")
+    transform = preprocessing.transform()
     try:
         train = build(data_dir, train=True, transform=transform)
         test = build(data_dir, train=False, transform=transform)
@@ -174,32 +208,36 @@ def _torchvision(name: str, data_dir: str, transform: Callable[[Any], torch.Tens
             f"{name} is not under {data_dir!r}; pass --data-dir, or fetch it once with "
             f"torchvision.datasets.{name}({data_dir!r}, download=True)."
         ) from error
+    except (OSError, ValueError, EOFError, AssertionError) as error:
+        raise AnalysisError(f"{name} under {data_dir!r} is damaged; fetch it again.") from error
+    if not hasattr(train, "classes"):
+        raise AnalysisError(f"torchvision's {name} names no classes; wrap it in my.module:make_data.")
     return _splits(train, None, test, len(train.classes), seed)
 
 
-def _folder(path: Path, transform: Callable[[Any], torch.Tensor], seed: int) -> DataSplits:
-    from torchvision.datasets import ImageFolder
-
-    def read(folder: Path) -> Any:
-        try:
-            return ImageFolder(str(folder), transform=transform)
-        except FileNotFoundError as error:
-            raise AnalysisError(
-                f"no images in {str(folder)!r}; it needs one folder per class with image files in it."
-            ) from error
-
+def _folder(path: Path, preprocessing: Preprocessing, seed: int) -> DataSplits:
+    transform = preprocessing.transform()
+    parts = [name for name in ("valid", "val", "test") if (path / name).is_dir()]
     if not (path / "train").is_dir():
-        everything = read(path)
+        if parts:
+            raise AnalysisError(f"{str(path)!r} has a folder {parts[0]!r}, but none called 'train'; add it.")
+        everything = ClassFolders(path, transform)
         return _splits(everything, None, None, len(everything.classes), seed)
-    train = read(path / "train")
-    valid = next((read(path / n) for n in ("valid", "val") if (path / n).is_dir()), None)
-    test = read(path / "test") if (path / "test").is_dir() else None
-    return _splits(train, valid, test or valid, len(train.classes), seed)
+    train = ClassFolders(path / "train", transform)
+    others = {name: ClassFolders(path / name, transform, train.classes) for name in parts}
+    valid = others.get("valid", others.get("val"))
+    return _splits(train, valid, others.get("test", valid), len(train.classes), seed)
 
 
-def _npz(path: Path, transform: Callable[[Any], torch.Tensor], seed: int) -> DataSplits:
+def _npz(path: Path, preprocessing: Preprocessing, seed: int) -> DataSplits:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise AnalysisError(
+                f"{str(path)!r} holds a single array; save the four together: np.savez(path, x_train=..., "
+                "y_train=..., x_test=..., y_test=...)."
+            )
+        with archive:
             arrays = {key: archive[key] for key in ("x_train", "y_train", "x_test", "y_test")}
     except KeyError as error:
         raise AnalysisError(f"{str(path)!r} lacks an array: {error.args[0]}.") from error
@@ -207,37 +245,34 @@ def _npz(path: Path, transform: Callable[[Any], torch.Tensor], seed: int) -> Dat
         raise AnalysisError(f"there is no file {str(path)!r}.") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise AnalysisError(f"{str(path)!r} is damaged or no .npz file; copy it again.") from error
-    train = _ArrayImages(arrays["x_train"], arrays["y_train"], transform)
-    test = _ArrayImages(arrays["x_test"], arrays["y_test"], transform)
-    classes = int(max(arrays["y_train"].max(), arrays["y_test"].max())) + 1
+    x = {k: require_images(arrays[k], k, in_unit=bool(preprocessing.mean)) for k in ("x_train", "x_test")}
+    y = {key: class_numbers(arrays[key], key) for key in ("y_train", "y_test")}
+    one, other = x.values()
+    if (one.dtype == np.uint8) != (other.dtype == np.uint8):
+        raise AnalysisError(
+            f"x_train is {arrays['x_train'].dtype} and x_test {arrays['x_test'].dtype}, so their scales "
+            "differ; save both alike."
+        )
+    if one.shape[3:] != other.shape[3:] or (preprocessing.size is None and one.shape[1:] != other.shape[1:]):
+        raise AnalysisError(
+            f"x_train holds images of shape {one.shape[1:]} and x_test of {other.shape[1:]}; make them alike."
+        )
+    transform = preprocessing.transform()
+    transform(np.ascontiguousarray(one[0]))  # what it refuses, it refuses now
+    train, test = (ArrayImages(x[f"x_{s}"], y[f"y_{s}"], transform) for s in ("train", "test"))
+    classes = int(max(labels.max() for labels in y.values())) + 1
     return _splits(train, None, test, classes, seed)
 
 
 def _own(name: str, made: Any) -> DataSplits:
     if isinstance(made, DataSplits):
+        require_examples(name, (made.train, made.valid, made.test))
         return made
     if not isinstance(made, (tuple, list)) or len(made) != 3:
         raise AnalysisError(f"{name!r} must return a DataSplits or three data sets: train, valid, test.")
-    labels = [int(split[i][1]) for split in made for i in range(_size(split))]
+    require_examples(name, made)
     train, valid, test = made
-    return DataSplits(train, valid, test, max(labels) + 1)
-
-
-class _ArrayImages(Dataset[Any]):
-    """Arrays of images, turned into tensors one by one."""
-
-    def __init__(
-        self, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], transform: Callable[[Any], torch.Tensor]
-    ):
-        if len(x) != len(y):
-            raise AnalysisError(f"there are {len(x)} images but {len(y)} labels.")
-        self._x, self._y, self._transform = x, y.astype(np.int64), transform
-
-    def __len__(self) -> int:
-        return len(self._x)
-
-    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        return self._transform(np.ascontiguousarray(self._x[i])), int(self._y[i])
+    return DataSplits(train, valid, test, count_classes(name, made))
 
 
 # -- helpers -------------------------------------------------------------------------------------------
@@ -245,6 +280,8 @@ class _ArrayImages(Dataset[Any]):
 
 def _splits(train: Any, valid: Any, test: Any, num_classes: int, seed: int) -> DataSplits:
     """Fill in missing splits from the training set, chosen by `seed` alone."""
+    if num_classes < 2:
+        raise AnalysisError("the data have a single class; a classifier needs at least two.")
     if valid is None:
         order = torch.randperm(_size(train), generator=torch.Generator().manual_seed(seed)).tolist()
         part = _size(train) // 6
@@ -266,6 +303,12 @@ def _split(name: str, examples: str) -> tuple[str, str]:
 
 def _call(module_name: str, function_name: str, **arguments: Any) -> Any:
     """Call a function of the user's with those of the arguments that it takes."""
+    function = _function(module_name, function_name)
+    accepted = inspect.signature(function).parameters
+    return function(**{k: v for k, v in arguments.items() if k in accepted})
+
+
+def _function(module_name: str, function_name: str) -> Callable[..., Any]:
     if os.getcwd() not in sys.path:  # `my_models.py` stands where the command is typed
         sys.path.insert(0, os.getcwd())
     try:
@@ -277,9 +320,8 @@ def _call(module_name: str, function_name: str, **arguments: Any) -> Any:
         ) from error
     functions = {n: value for n, value in vars(module).items() if callable(value) and not n.startswith("_")}
     _require(function_name, list(functions), f"{module_name!r} has no function")
-    function = functions[function_name]
-    accepted = inspect.signature(function).parameters
-    return function(**{k: v for k, v in arguments.items() if k in accepted})
+    function: Callable[..., Any] = functions[function_name]
+    return function
 
 
 def _require(name: str, known: Sequence[str], refusal: str) -> None:

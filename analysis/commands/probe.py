@@ -125,9 +125,11 @@ def _probe(options: argparse.Namespace) -> int:
             _print_controls(options, results)
             print(f"\nfigures: {options.run / 'figures'}/probes_over_training_*.png")
         return 0
-    result = probe_model(options.run, *_model_and_data(options), settings, report=_announce)
+    model, data, weights = _model_and_data(options)
+    result = probe_model(options.run, model, data, settings, weights=weights, report=_announce)
     if result is not None:
         print(result)
+        print(weights)
         _print_controls(options, {0: result})
         print(f"\nfigures: {options.run / 'figures'}")
     return 0
@@ -160,9 +162,13 @@ def _print_controls(options: argparse.Namespace, results: Mapping[int, ProbeResu
         print(by_step(controls.curve).to_string(float_format="{:.2f}".format))
 
 
-def _model_and_data(options: argparse.Namespace) -> tuple[Any, Any]:
+def _model_and_data(options: argparse.Namespace) -> tuple[Any, Any, str]:
+    """The model, the data, and where the model's weights are from."""
+    from probes import preserved_random_state
+
     from ..preprocessing import own_preprocessing
-    from ..sources import load_data, load_model
+    from ..sources import load_data, load_model, takes_preprocessing
+    from ..streams import seed_streams
     from ..weights import load_checkpoint_of, load_published
 
     if options.data is None:
@@ -175,11 +181,28 @@ def _model_and_data(options: argparse.Namespace) -> tuple[Any, Any]:
         "mean": options.mean and tuple(options.mean),
         "std": options.std and tuple(options.std),
     }
-    if options.checkpoint is not None:
-        model = load_checkpoint_of(options.model, options.checkpoint)
-    else:
-        model = load_published(options.model) if options.published else load_model(options.model, 1000)
-    changed = {name: value for name, value in given.items() if value is not None}
-    preprocessing = replace(own_preprocessing(options.model, model), **changed)
-    data = load_data(options.data, data_dir=options.data_dir, preprocessing=preprocessing, seed=options.seed)
-    return model, data
+    with preserved_random_state():
+        seed_streams(options.seed)
+        if options.checkpoint is not None:
+            model = load_checkpoint_of(options.model, options.checkpoint)
+            weights = f"weights of {options.checkpoint}"
+        elif options.published:
+            model, weights = load_published(options.model), f"published weights of {options.model}"
+        else:
+            model = load_model(options.model, 1000)
+            weights = _unread_weights(options.model, options.seed)
+        changed = {name: value for name, value in given.items() if value is not None}
+        preprocessing = None
+        if changed or takes_preprocessing(options.data):
+            preprocessing = replace(own_preprocessing(options.model, model), **changed)
+        data = load_data(
+            options.data, data_dir=options.data_dir, preprocessing=preprocessing, seed=options.seed
+        )
+    return model, data, weights
+
+
+def _unread_weights(model: str, seed: int) -> str:
+    """What to say of the weights of a model that was made without a checkpoint."""
+    if model.startswith(("torchvision:", "timm:")):
+        return f"untrained weights, random by seed {seed} (--checkpoint or --published give trained ones)"
+    return f"weights as {model} makes them (seed {seed})"

@@ -27,7 +27,7 @@ def evaluate_probes(fitted: FittedProbes, table: FeatureTable, *, split: str = "
     Raises:
         ProbeError: if a layer is missing or has another size, and for labels that the probes do not know.
     """
-    require_labels(split, table)
+    require_labels(split, table.labels)
     missing = [layer for layer in fitted.classifiers if layer not in table.layers]
     if missing:
         raise ProbeError(f"{split} has no features of the fitted layer {missing[0]!r}; extract them.")
