@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from inspect import getattr_static
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from .selection import INPUT
 
@@ -110,7 +112,8 @@ def _is_container(module: nn.Module) -> bool:
 
 
 def _is_called(module: nn.Module) -> bool:
-    return type(module).forward is not nn.Module.forward
+    # TorchScript's modules have no answer to plain attribute access.
+    return getattr_static(type(module), "forward", None) is not nn.Module.forward
 
 
 def _adds_positions(module: nn.Module) -> bool:
@@ -119,8 +122,10 @@ def _adds_positions(module: nn.Module) -> bool:
 
 def _layers(module: nn.Module) -> int:
     """How many parts have weights: convolutions and matrices, not norms or biases."""
-    return sum(any(p.ndim > 1 for p in part.parameters(recurse=False)) for part in module.modules())
+    return sum(
+        any(is_lazy(p) or p.ndim > 1 for p in part.parameters(recurse=False)) for part in module.modules()
+    )
 
 
 def _size(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+    return sum(0 if is_lazy(p) else p.numel() for p in module.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from .targets import Regression, Target
 __all__ = ["Bank", "ProbeSpec"]
 
 _STACKED = 4096  # features up to which layers of equal size are stacked for one product
+_STATE = {"steps", "lrs", "widths", "units", "groups"}
 _CHECK_EVERY = 100  # steps between looks at a GPU's fault flags, each of which waits for the GPU
 
 
@@ -74,7 +76,16 @@ class Bank:
             shapes.setdefault((spec.size, spec.positions, alone), []).append(spec.layer)
         width = sum(target.width for target in self.targets.values())
         for (size, positions, _), layers in shapes.items():
-            self._adopt(Group(layers, size, positions, width, len(self.lrs), len(self.targets), device))
+            try:
+                group = Group(layers, size, positions, width, len(self.lrs), len(self.targets), device)
+            except RuntimeError as error:  # torch's for memory that there is not
+                numbers = len(layers) * size * width * len(self.lrs)
+                raise ProbeError(
+                    f"there is no memory for the {numbers:,} weights of the probes of layer {layers[0]!r}"
+                    f"{' and others' if layers[1:] else ''}: {size:,} features x {width:,} outputs each; "
+                    "reduce the layer, or ask for fewer classes."
+                ) from error
+            self._adopt(group)
 
     def _adopt(self, group: Group) -> None:
         self.groups.append(group)
@@ -161,14 +172,15 @@ class Bank:
         ):
             block = slice(column, column := column + target.width)
             loss, d = target.loss_and_gradient(logits[..., block], self._standard(name, y))
-            rows = self._sum(counted.sum().float()).clamp(min=1)
-            losses.append(self._sum(loss.masked_fill(~counted, 0).sum(1) / rows))
-            gradient[..., block] = d.masked_fill_(~counted[..., None], 0).div_(rows)
+            rows = self._sum(counted.sum().float())
+            # Without a row that counts the loss is NaN, which no score takes in, and the gradient zero.
+            losses.append(self._sum(loss.masked_fill(~counted, 0).sum(1)) / rows)
+            gradient[..., block] = d.masked_fill_(~counted[..., None], 0).div_(rows.clamp(min=1))
         return torch.stack(losses, 1), gradient
 
     def _fix_units(self, y: torch.Tensor) -> torch.Tensor:
         """Shift and scale (2, width) that standardise the first batch: one rate then suits all units."""
-        n = self._sum(torch.full((), float(len(y)), device=y.device))
+        n = self._sum(torch.full((), float(len(y)), dtype=torch.float32, device=y.device))
         mean = self._sum(y.sum(0)) / n
         std = (self._sum((y - mean).square().sum(0)) / n).sqrt()
         return torch.stack([mean, torch.where(std > 0, std, torch.ones_like(std))])
@@ -177,8 +189,12 @@ class Bank:
         if name not in self._units:
             return y
         shift, scale = self._units[name].to(y.device)
-        standard: torch.Tensor = (y - shift) / scale
+        standard: torch.Tensor = ((y - shift) / scale).to(torch.float32)
         return standard
+
+    def centred(self, name: str, y: torch.Tensor) -> torch.Tensor:
+        """Labels from which a constant is taken, where they are numbers: their variance stands out so."""
+        return y - self._units[name][0].to(y.device) if name in self._units else y
 
     def _sum(self, value: torch.Tensor) -> torch.Tensor:
         if self._process_group is not None:
@@ -238,10 +254,11 @@ class Bank:
                     shift, scale = self._units[name].to(outputs.device)
                     outputs = outputs * scale + shift
                 values = torch.stack([target.measure(o, y) for o in outputs])  # (lrs, metrics, G, rows)
-                by_example = values.unflatten(3, (labels.examples, -1))
+                per_example = math.prod(positions)
+                by_example = values.unflatten(3, (labels.examples, per_example))
                 for position, i in enumerate(present):
                     tally = tallies.setdefault((group.layers[i], name), Tally())
-                    tally.add(by_example[:, :, position], counted.view(labels.examples, -1))
+                    tally.add(by_example[:, :, position], counted.view(labels.examples, per_example))
 
     def best_lr(self, layer: str, target: str) -> int:
         """Index of the learning rate with the lowest score: running training loss, or validation loss."""
@@ -278,20 +295,29 @@ class Bank:
         Raises:
             ProbeError: if they differ.
         """
+        if not isinstance(state, Mapping) or not state.keys() >= _STATE:
+            raise ProbeError("this is no state of a ProbeSet; give what state_dict() gave.")
         widths = [target.width for target in self.targets.values()]
         if state["widths"] != widths or state["lrs"] != list(self.lrs):
             raise ProbeError(
                 f"the saved probes have outputs {state['widths']} and learning rates {state['lrs']}, not "
                 f"{widths} and {list(self.lrs)}; build the ProbeSet with the same targets and lr."
             )
-        self.groups, self._optimizer = [], None
-        self._units = {name: unit.to(device) for name, unit in state["units"].items()}
-        self.steps = int(state["steps"])
-        for saved in state["groups"]:
-            positions = tuple(saved["positions"])
-            group = Group(
-                saved["layers"], saved["size"], positions, sum(widths), len(self.lrs), len(widths), device
-            )
-            self._adopt(group)
-            assert self._optimizer is not None
-            group.load_state_dict(saved, self._optimizer)
+        loaded = Bank(self.targets, self.lrs)
+        try:
+            loaded._units = {name: unit.to(device) for name, unit in state["units"].items()}
+            loaded.steps = int(state["steps"])
+            for saved in state["groups"]:
+                positions = tuple(saved["positions"])
+                group = Group(
+                    saved["layers"], saved["size"], positions, sum(widths), len(self.lrs), len(widths), device
+                )
+                loaded._adopt(group)
+                assert loaded._optimizer is not None
+                group.load_state_dict(saved, loaded._optimizer)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise ProbeError(
+                f"the saved state of the probes is damaged ({type(error).__name__} at {error})."
+            ) from error
+        self.groups, self._optimizer = loaded.groups, loaded._optimizer
+        self._units, self.steps = loaded._units, loaded.steps

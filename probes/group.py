@@ -54,7 +54,7 @@ class Group:
     ) -> tuple[torch.Tensor, tuple[int, ...]]:
         """Rows of these layers, (G, rows, size), and the positions of each example in this batch."""
         layers = self.layers if which is None else [self.layers[i] for i in which]
-        rows = [features[layer].reshape(-1, self.size).to(self.mean.device) for layer in layers]
+        rows = [features[layer].flatten(0, -2).to(self.mean.device) for layer in layers]
         positions = {tuple(features[layer].shape[1:-1]): layer for layer in layers}
         if len(positions) > 1:
             raise ProbeError(
@@ -65,7 +65,7 @@ class Group:
 
     def moments(self, x: torch.Tensor, reduce: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and variance (G, size) of a batch's features; notes a fault where these are not finite."""
-        n = reduce(torch.full((), float(x.shape[1]), device=x.device))
+        n = reduce(torch.full((), float(x.shape[1]), dtype=torch.float32, device=x.device))
         mean = reduce(x.sum(1)) / n
         squares = torch.zeros_like(mean)
         for part in x.split(max(1, _CACHED // mean.numel()), dim=1):  # a copy of x would not fit the cache
@@ -178,13 +178,16 @@ class Group:
         """Take over what `state_dict` gave."""
         device = self.mean.device
         self.steps = int(state["steps"])
-        self.mean, self.var, self.score = (t.to(device) for t in state["statistics"])
+        statistics = [t.to(device, copy=True) for t in state["statistics"]]
+        if [t.shape for t in statistics] != [t.shape for t in (self.mean, self.var, self.score)]:
+            raise ValueError("statistics of another shape")
+        self.mean, self.var, self.score = statistics
         for p, value, moment in zip(
             self.weights + self.biases, state["parameters"], state["moments"], strict=True
         ):
             p.copy_(value)
             if moment:
-                optimizer.state[p] = {k: v.to(device) for k, v in moment.items()}
+                optimizer.state[p] = {k: v.to(device, copy=True) for k, v in moment.items()}
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
@@ -20,6 +22,8 @@ __all__ = [
     "held_fixed",
     "label_key",
     "logits_of",
+    "plain_arithmetic",
+    "takes_two",
     "tensors_in",
     "to_device",
     "unwrap",
@@ -27,6 +31,17 @@ __all__ = [
 
 Forward: TypeAlias = Callable[[nn.Module, Any], tuple[Any, Any]]
 _LABEL_KEYS = ("labels", "label", "y", "targets", "target")
+
+
+@contextmanager
+def plain_arithmetic(device_type: str) -> Iterator[None]:
+    """Compute as always, whatever modes the caller is in: no gradients, autocast or inference mode."""
+    with torch.no_grad(), torch.inference_mode(False), torch._C.DisableTorchFunction():
+        if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+            with torch.autocast(device_type, enabled=False):
+                yield
+        else:
+            yield
 
 
 @contextmanager
@@ -58,8 +73,34 @@ def default_forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
             "forward=lambda model, batch: (output, labels)."
         )
     if isinstance(batch, Mapping):
-        return model(**{k: v for k, v in batch.items() if k != key}), batch[key]
+        inputs = {k: v for k, v in batch.items() if k != key}
+        _require_arguments(model, inputs)
+        return model(**inputs), batch[key]
     return model(batch[0]), batch[key]
+
+
+def _require_arguments(model: nn.Module, inputs: Mapping[str, Any]) -> None:
+    """Refuse a dict whose entries the model's forward does not take by these names."""
+    try:
+        inspect.signature(model.forward).bind(**inputs)
+    except TypeError as error:
+        raise ProbeError(
+            f"the model cannot be called with a batch's entries {', '.join(map(repr, inputs))} ({error}); "
+            "pass forward=lambda model, batch: (output, labels)."
+        ) from error
+    except ValueError:  # a forward without a signature
+        pass
+
+
+def takes_two(function: Any) -> bool:
+    """Whether it can be called with two arguments, as far as it tells."""
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:  # also of what cannot be called at all
+        return False
+    except ValueError:
+        return callable(function)
+    return True
 
 
 def label_key(batch: Any) -> Any:
@@ -95,7 +136,10 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Mapping):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, (tuple, list)):
-        return [to_device(value, device) for value in batch]
+        moved_items = [to_device(value, device) for value in batch]
+        return type(batch)(*moved_items) if hasattr(batch, "_fields") else moved_items
+    if isinstance(batch, np.ndarray) and batch.dtype.kind in "biufc":
+        return torch.as_tensor(batch).to(device)
     return batch
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -30,10 +31,7 @@ class Labels:
         given = dict(y) if isinstance(y, Mapping) else {next(iter(targets)): y}
         if set(given) != set(targets):
             raise ProbeError(f"labels were given for {sorted(given)}, but the targets are {sorted(targets)}.")
-        checked = {name: target.check(torch.as_tensor(given[name])) for name, target in targets.items()}
-        single = next((name for name, value in checked.items() if not value.ndim), None)
-        if single is not None:
-            raise ProbeError(f"labels {single!r} are one number; give one label per example of the batch.")
+        checked = {name: target.check(_as_tensor(given[name], name)) for name, target in targets.items()}
         lengths = {name: len(value) for name, value in checked.items()}
         if len(set(lengths.values())) > 1:
             raise ProbeError(f"the label sets of one batch differ in length: {lengths}.")
@@ -63,7 +61,7 @@ class Labels:
             target, y = self._targets[name], self.values[name]
             given = y.shape[1:] if isinstance(target, Classification) else y.shape[1:-1]
             if len(given) != len(positions):
-                raise ProbeError(_disagreement(layer, tuple(given), positions))
+                raise ProbeError(_disagreement(layer, tuple(given), positions, target))
             if len(positions) == 1 and given != positions:
                 raise ProbeError(
                     f"layer {layer!r} has {positions[0]} tokens per sequence, the labels {given[0]}."
@@ -80,7 +78,27 @@ class Labels:
         return self._rows[name, positions]
 
 
-def _disagreement(layer: str, given: tuple[int, ...], positions: tuple[int, ...]) -> str:
+def _as_tensor(y: Any, name: str) -> torch.Tensor:
+    """Labels as an ordinary tensor without gradients."""
+    try:
+        labels = torch.as_tensor(y).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise ProbeError(
+            f"labels {name!r} are a {type(y).__name__} that holds no numbers; give a tensor with one label "
+            "per example of the batch."
+        ) from None
+    if not labels.ndim:
+        raise ProbeError(f"labels {name!r} are one number; give one label per example of the batch.")
+    if labels.device.type == "meta":
+        raise ProbeError(f"labels {name!r} are on the meta device, where they have no values.")
+    return labels if labels.layout == torch.strided else labels.to_dense()
+
+
+def _disagreement(layer: str, given: tuple[int, ...], positions: tuple[int, ...], target: Target) -> str:
+    if not positions and given == (1,):
+        return "labels have shape (B, 1), but one per example means shape (B,): pass y.squeeze(1)."
+    if not positions and isinstance(target, Classification) and given == (target.num_classes,):
+        return f"labels have shape (B, {given[0]}), one-hot perhaps; give class numbers: y.argmax(1)."
     if positions:
         return (
             f"layer {layer!r} gives one row per position {positions}, but there is one label per "

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from .bank import Bank
 from .bound import BoundReduction
+from .errors import ProbeError
 from .host import logits_of
 from .labels import Labels
 from .reader import Batch
@@ -36,11 +37,10 @@ class Measurement:
 
     def add(self, output: Any, batch: Batch, labels: Labels) -> None:
         """Take in a batch: what the model answered, its layers' features, the labels."""
-        with torch.autocast(labels.fault.device.type, enabled=False):
-            self._bank.measure({layer: x for layer, (x, _) in batch.items()}, labels, self._tallies)
+        self._bank.measure({layer: x for layer, (x, _) in batch.items()}, labels, self._tallies)
         for name, t in self._targets.items():
             values = labels.values[name]
-            summary = t.summary(values[t.counted(values)])
+            summary = t.summary(self._bank.centred(name, values[t.counted(values)]))
             self._summaries[name] = self._summaries[name] + summary if name in self._summaries else summary
         primary, target = next(iter(self._targets.items()))
         logits, answer = logits_of(output), labels.values[primary]
@@ -54,6 +54,16 @@ class Measurement:
             tally.reduce(group)
         for summary in self._summaries.values():
             dist.all_reduce(summary, group=group)
+
+    def require_rows(self, split: str) -> None:
+        """Refuse a split of which no row counts for some target.
+
+        Raises:
+            ProbeError: naming both.
+        """
+        for (_, name), tally in self._tallies.items():
+            if not float(tally.rows):
+                raise ProbeError(f"no row of split {split!r} has a label that counts for target {name!r}.")
 
     def losses(self) -> dict[tuple[str, str], torch.Tensor]:
         """Mean losses (lrs,) by layer and target."""
@@ -110,6 +120,6 @@ class Measurement:
 
 def _answers(logits: torch.Tensor | None, y: torch.Tensor, target: Target) -> TypeGuard[torch.Tensor]:
     """Whether a model's output has one number per class for each of these labels."""
-    if not isinstance(target, Classification) or logits is None or y.ndim != 1:
+    if not isinstance(target, Classification) or logits is None or logits.is_nested or y.ndim != 1:
         return False
     return logits.shape == (len(y), target.num_classes)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -13,14 +13,24 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
+from .arguments import positive_number, whole_number
 from .automatic import automatic_layers
 from .bank import Bank, ProbeSpec
 from .early_stopping import EarlyStopping
 from .errors import ProbeError
-from .host import Forward, default_forward, device_of, held_fixed, to_device, unwrap
+from .host import (
+    Forward,
+    default_forward,
+    device_of,
+    held_fixed,
+    plain_arithmetic,
+    takes_two,
+    to_device,
+    unwrap,
+)
 from .labels import Labels
 from .measurement import Measurement
-from .reader import Batch, FeatureReader
+from .reader import Batch, FeatureReader, Settled
 from .reduction import Reduce
 from .results import ProbeResult
 from .selection import Pattern, Selection
@@ -74,10 +84,13 @@ class ProbeSet:
         self.model = unwrap(model)
         self._is_auto = isinstance(layers, str) and layers == "auto"
         selection = Selection(automatic_layers(self.model) if self._is_auto else layers, exclude)
-        self._targets, self._seed = as_targets(num_classes, targets), seed
-        self._lrs = (lr,) if isinstance(lr, (int, float)) else tuple(lr)
-        if not self._lrs or not all(0 < rate < math.inf for rate in self._lrs):
-            raise ProbeError(f"lr={lr} is no learning rate: give one above 0, or several.")
+        self._targets, self._seed = as_targets(num_classes, targets), whole_number("seed", seed)
+        rates = lr if isinstance(lr, Iterable) and not isinstance(lr, (str, torch.Tensor)) else (lr,)
+        self._lrs = tuple(positive_number("lr", rate) for rate in rates)
+        if not self._lrs:
+            raise ProbeError("lr=() names no learning rate: give one above 0, or several.")
+        if forward is not None and not takes_two(forward):
+            raise ProbeError(f"forward={forward!r} is no function (model, batch) -> (output, labels).")
         self._forward = forward or default_forward
         self._process_group = process_group
         self._bank = self._new_bank()
@@ -118,17 +131,21 @@ class ProbeSet:
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, statistics and optimizer state of the probes; loads with `weights_only=True`."""
-        return {"seed": self._seed, "layers": list(self._layers), "bank": self._bank.state_dict()}
+        with plain_arithmetic(device_of(self.model).type):
+            return {"seed": self._seed, "layers": list(self._layers), "bank": self._bank.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where another set with the same targets, learning rates and seed was.
 
         Raises:
-            ProbeError: if they differ.
+            ProbeError: if they differ, or `state` is no such state; nothing has changed then.
         """
+        if not isinstance(state, Mapping) or not {"seed", "layers", "bank"} <= state.keys():
+            raise ProbeError("this is no state of a ProbeSet; give what state_dict() gave.")
         if state["seed"] != self._seed:
             raise ProbeError(f"the saved probes used seed={state['seed']}, this set seed={self._seed}.")
-        self._bank.load_state_dict(state["bank"], device_of(self.model))
+        with plain_arithmetic(device_of(self.model).type):
+            self._bank.load_state_dict(state["bank"], device_of(self.model))
         self._layers = list(state["layers"])
 
     # -- training -----------------------------------------------------------------------------------
@@ -144,27 +161,32 @@ class ProbeSet:
             ProbeError: without such a forward, for a selection that matched nothing, and for labels or
                 features that cannot be used. The model, its gradients and its probes stay as they were.
         """
-        batch = self._reader.take()
-        if batch is None and self._taps.error is None:
-            raise ProbeError(
-                "step() needs a training forward before it: call the model itself, in train mode and with "
-                "gradients enabled, once for each step (forwards under eval() or no_grad() never train a "
-                "probe; use fit() for a model that is held fixed)."
-            )
-        self._train(batch or {}, y)
+        with self._reader.lent() as batch:
+            if batch is None and self._taps.error is None:
+                raise ProbeError(
+                    "step() needs a training forward before it: call the model itself, in train mode and "
+                    "with gradients enabled, once for each step (forwards under eval(), no_grad() or a "
+                    "transformation of torch.func never train a probe; use fit() for a model that is held "
+                    "fixed)."
+                )
+            self._train(batch or {}, y)
 
     def _train(self, batch: Batch, y: torch.Tensor | Mapping[str, torch.Tensor]) -> None:
-        if not self._bank.steps:
-            # Probes that only `evaluate` has seen are all zero, and their layers may run in eval mode only.
-            self._bank, self._layers = self._new_bank(), []
-        labels = self._labels(batch, y, training=True)
-        absent = [layer for layer in self._bank.specs if layer not in batch]
-        if absent:
-            raise ProbeError(
-                f"layer {absent[0]!r} did not run in this forward, though it did before; a probe needs its "
-                "layer in every training batch, so leave it out."
-            )
-        with torch.autocast(labels.fault.device.type, enabled=False):
+        with plain_arithmetic(device_of(self.model).type):
+            if not self._bank.steps:
+                # Probes that only `evaluate` has seen are zero, and their layers may run in eval mode only.
+                self._bank, self._layers = self._new_bank(), []
+            labels = self._labels(batch, y, training=True)
+            if not labels.examples and self._process_group is None:
+                raise ProbeError(
+                    "this batch has no examples, so there is nothing to learn from it; leave it out."
+                )
+            absent = [layer for layer in self._bank.specs if layer not in batch]
+            if absent:
+                raise ProbeError(
+                    f"layer {absent[0]!r} did not run in this forward, though it did before; a probe needs "
+                    "its layer in every training batch, so leave it out."
+                )
             self._bank.step({layer: x for layer, (x, _) in batch.items()}, labels)
 
     def _labels(
@@ -183,6 +205,7 @@ class ProbeSet:
         if training or not self._bank.steps:
             found = {layer: bound[layer] for layer in ran if layer not in specs}
             self._bank.add([ProbeSpec(n, b.size, b.positions) for n, b in found.items()], device)
+            specs = self._bank.specs
         self._layers = _merged([layer for layer in ran if layer in self._bank.specs], self._layers)
         for layer, (x, valid) in batch.items():
             if layer in specs and x.shape[-1] != specs[layer].size:
@@ -235,13 +258,18 @@ class ProbeSet:
         Returns:
             The readings on `valid`, which for having chosen are a little too good.
         """
-        previous, self._bank = self._bank, self._new_bank()
+        max_epochs = whole_number("max_epochs", max_epochs, least=1)
+        patience = whole_number("patience", patience, least=1)
+        previous, settled = (self._bank, self._layers), self._reader.settled()
+        self._bank, self._layers = self._new_bank(), []
+        self._reader.settle(Settled({}, {}, set()))
         try:
             with self._held_fixed(loader, valid):
                 self._fit(loader, valid, max_epochs, patience, progress)
             return self.evaluate(valid, progress=progress)
         except BaseException:
-            self._bank = previous
+            self._bank, self._layers = previous
+            self._reader.settle(settled)
             raise
 
     def _fit(
@@ -251,7 +279,8 @@ class ProbeSet:
         for epoch in range(max_epochs):
             before = self._bank.steps
             for _, batch, y in self._batches(loader, f"fit {epoch + 1}/{max_epochs}", progress):
-                self._train(batch, y)
+                if any(len(x) for x, _ in batch.values()):  # an empty batch says nothing
+                    self._train(batch, y)
             if self._bank.steps == before:
                 raise ProbeError(
                     f"the training loader gave no batch in pass {epoch + 1}; pass one that can be iterated "
@@ -281,8 +310,12 @@ class ProbeSet:
             ProbeError: for a selection that matched nothing, unusable labels, features that are NaN, or
                 no batch at all.
         """
+        if not self._bank.steps:
+            self._bank, self._layers = self._new_bank(), []  # all zero, of whatever was measured before
         with self._held_fixed(loader):
             measured = self._measure(loader, split, progress)
+        if not self._bank.steps:
+            self._reader.settle(replace(self._reader.settled(), used=set()))  # training may see other sizes
         readings = measured.readings(self._reader.bound, self._layers)
         ran = {reading.layer for reading in readings}
         missing = tuple(layer for layer in self._layers if layer not in ran)
@@ -290,38 +323,52 @@ class ProbeSet:
 
     def _measure(self, loader: Iterable[Any], split: str, progress: bool) -> Measurement:
         measured = Measurement(self._bank)
+        device_type = device_of(self.model).type
         for output, batch, y in self._batches(loader, split, progress):
-            labels = self._labels(batch, y, training=False)
-            if bool(labels.fault):
-                raise ProbeError(f"labels of split {split!r} are out of range for {self._targets}.")
-            measured.add(output, batch, labels)
+            with plain_arithmetic(device_type):
+                labels = self._labels(batch, y, training=False)
+                if bool(labels.fault):
+                    raise ProbeError(f"labels of split {split!r} are out of range for {self._targets}.")
+                measured.add(output, batch, labels)
         if measured.is_empty:
             raise ProbeError(f"the loader of split {split!r} gave no batch, so there is nothing to measure.")
         if self._process_group is not None:
             measured.reduce(self._process_group)
+        measured.require_rows(split)
         return measured
 
     # -- running the model --------------------------------------------------------------------------
 
     @contextmanager
     def _held_fixed(self, *loaders: object) -> Iterator[None]:
-        with held_fixed(self.model, *loaders), self._reader.reading_everything():
-            yield
+        waiting, self._taps.error = self._taps.error, None  # of a forward whose labels are yet to come
+        try:
+            with held_fixed(self.model, *loaders), self._reader.reading_everything():
+                yield
+        finally:
+            self._taps.error = waiting
 
     def _batches(self, loader: Iterable[Any], text: str, progress: bool) -> Iterator[tuple[Any, Batch, Any]]:
         """Run the model on each batch: its output, the layers' features, and the labels."""
         device = device_of(self.model)
+        if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
+            raise ProbeError(f"{loader!r} is no loader; give something that can be iterated for batches.")
         with tqdm(desc=text, unit="example", leave=False, disable=None if progress else True) as bar:
             for batch in loader:
-                self._reader.take()
-                output, y = self._forward(self.model, to_device(batch, device))
+                self._reader.features = None
+                given = self._forward(self.model, to_device(batch, device))
+                if not isinstance(given, (tuple, list)) or len(given) != 2:
+                    raise ProbeError(
+                        f"the forward function gave a {type(given).__name__}; it has to return a pair "
+                        "(output, labels)."
+                    )
                 features = self._reader.take()
                 if features is None:
                     raise self._taps.error or ProbeError(
                         "the forward function did not call the model, so no layer could be read."
                     )
-                bar.update(len(next(iter(y.values())) if isinstance(y, Mapping) else y))
-                yield output, features, y
+                bar.update(next((len(x) for x, _ in features.values()), 0))
+                yield given[0], features, given[1]
 
 
 def _merged(new: list[str], old: list[str]) -> list[str]:

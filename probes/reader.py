@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -12,15 +14,26 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .bound import BoundReduction, bind
 from .errors import ProbeError
+from .host import plain_arithmetic
 from .layout import Layout, infer_layout
 from .reduction import Reduce, chain_of
 from .selection import HookPoint, glob_matches
+from .values import strided
 
-__all__ = ["Batch", "FeatureReader"]
+__all__ = ["Batch", "FeatureReader", "Settled"]
 
 Batch: TypeAlias = dict[
     str, tuple[torch.Tensor, torch.Tensor | None]
 ]  # features and valid positions by layer
+
+
+@dataclass(frozen=True)
+class Settled:
+    """How layers are reduced, and which of them somebody relies on."""
+
+    bound: dict[str, BoundReduction]
+    layouts: dict[str, Layout]
+    used: set[str]
 
 
 class FeatureReader:
@@ -52,21 +65,53 @@ class FeatureReader:
         self._mask: torch.Tensor | None = None
         self._incoming: Batch = {}
         self._buffers: dict[str, torch.Tensor] = {}  # the last training forward's copies
-        self._reads_all = False
+        self._used: set[str] = set()  # layers whose features somebody has taken
+        self._thread = 0  # that ran the last whole forward
+        self._is_lent = self._reads_all = False
 
     @contextmanager
     def reading_everything(self) -> Iterator[None]:
-        """Read forwards in any mode; features that wait for their labels are there again afterwards."""
+        """Read forwards in any mode. Features that wait for their labels are there again afterwards, unless
+        their layers have been reduced in another way meanwhile.
+        """
         waiting, self._reads_all = self.features, True
+        before = {name: _essence(self.bound[name]) for name in waiting or ()}
         try:
             yield
         finally:
-            self.features, self._reads_all = waiting, False
+            now = {name: _essence(self.bound[name]) for name in before if name in self.bound}
+            self.features, self._reads_all = (waiting if now == before else None), False
 
     def take(self) -> Batch | None:
-        """The features, which are then gone."""
+        """The features, which are then gone. How their layers are reduced is settled by that."""
         features, self.features = self.features, None
+        self._used.update(features or ())
         return features
+
+    @contextmanager
+    def lent(self) -> Iterator[Batch | None]:
+        """Take the features of this thread's last training forward; nobody overwrites them meanwhile.
+
+        Raises:
+            ProbeError: if it was another thread's forward.
+        """
+        if self.features is not None and self._thread != threading.get_ident():
+            raise ProbeError(
+                "the last training forward ran in another thread than this step(); call both in the same one."
+            )
+        self._is_lent = True
+        try:
+            yield self.take()
+        finally:
+            self._is_lent = False
+
+    def settled(self) -> Settled:
+        """How layers are reduced so far, to come back to by `settle`."""
+        return Settled(dict(self.bound), dict(self._layouts), set(self._used))
+
+    def settle(self, settled: Settled) -> None:
+        """Reduce layers like this, and others as it suits their features."""
+        self.bound, self._layouts, self._used = settled.bound, settled.layouts, settled.used
 
     def forget(self) -> None:
         """Drop features and their memory."""
@@ -76,41 +121,48 @@ class FeatureReader:
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether to read this forward."""
+        is_training = self._model.training and torch.is_grad_enabled()
+        if not self._reads_all and (not is_training or self._is_lent):
+            return False
         self._incoming = {}
         self._mask = _token_mask(kwargs)
-        is_training = self._model.training and torch.is_grad_enabled()
-        if is_training and not self._reads_all:
+        if not self._reads_all:
             self.features = None  # their memory is about to be written
-        return is_training or self._reads_all
+        for name in self.bound.keys() - self._used:  # nobody has relied on it: inputs may have another size
+            del self.bound[name], self._layouts[name]
+        return True
 
     def receive(self, point: HookPoint, value: torch.Tensor | PackedSequence) -> None:
         """Reduce a layer's features."""
         if point.name in self.skipped:
             return
-        tensor = value.data if isinstance(value, PackedSequence) else value
-        with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
-            try:
-                self._incoming[point.name] = self._read(point, value)
-            except ProbeError as error:
-                if not self._is_lenient or point.name in self.bound:
-                    raise
-                self.skipped[point.name] = str(error)
+        try:
+            plain, mask = strided(value, point.name)
+            device = plain.data.device if isinstance(plain, PackedSequence) else plain.device
+            with plain_arithmetic(device.type):
+                self._incoming[point.name] = self._read(point, plain, mask)
+        except ProbeError as error:
+            if not self._is_lenient or point.name in self.bound:
+                raise
+            self.skipped[point.name] = str(error)
 
     def end(self) -> None:
         """The features of a whole forward are there."""
-        self.features, self._incoming = self._incoming, {}
+        self.features, self._incoming, self._thread = self._incoming, {}, threading.get_ident()
 
     def _read(
-        self, point: HookPoint, value: torch.Tensor | PackedSequence
+        self, point: HookPoint, value: torch.Tensor | PackedSequence, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         name = point.name
         if name not in self._layouts:
             self._layouts[name] = infer_layout(value, point.module, name)
-        features = self._layouts[name].features(
-            value.detach() if isinstance(value, torch.Tensor) else value, self._mask
-        )
+        features = self._layouts[name].features(value, self._mask if mask is None else mask)
         if name not in self.bound:
             self.bound[name] = bind(self._reduction_of(name), features, seed=self._seed, name=name)
+            if not self.bound[name].size:
+                raise ProbeError(
+                    f"layer {name!r} has no features: its shape is {tuple(features.value.shape)}."
+                )
         if self._reads_all:
             return self.bound[name](features)
         copy, valid = self.bound[name](features, self._buffers.get(name))
@@ -121,6 +173,11 @@ class FeatureReader:
         if not isinstance(self._reduce, Mapping):
             return self._reduce
         return next((r for glob, r in self._reduce.items() if glob_matches(glob, name)), "auto")
+
+
+def _essence(bound: BoundReduction) -> tuple[str, int, tuple[int, ...]]:
+    """All of a reduction but its functions, which follow from it and the layer's name."""
+    return bound.text, bound.size, bound.positions
 
 
 def _token_mask(kwargs: Mapping[str, Any]) -> torch.Tensor | None:

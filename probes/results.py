@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .errors import ProbeError
+from .selection import nearest
+
 __all__ = ["ProbeResult", "Reading", "Reference"]
 
 
@@ -85,14 +88,27 @@ class ProbeResult:
     missing: tuple[str, ...] = ()
 
     def __getitem__(self, layer: str) -> Reading:
-        """The reading of a layer (of its first target)."""
+        """The reading of a layer (of its first target).
+
+        Raises:
+            ProbeError: if there is none, with the nearest names.
+        """
         for reading in self.readings:
             if reading.layer == layer:
                 return reading
-        raise KeyError(f"no reading for layer {layer!r}; there are {[r.layer for r in self.readings]}")
+        raise ProbeError(
+            f"no reading for layer {layer!r}; {nearest(layer, [r.layer for r in self.readings])}."
+        )
 
     def of(self, target: str) -> ProbeResult:
-        """The part that concerns one target."""
+        """The part that concerns one target.
+
+        Raises:
+            ProbeError: if there is no such target.
+        """
+        names = [r.target for r in self.readings]
+        if names and target not in names:
+            raise ProbeError(f"no reading for target {target!r}; {nearest(target, names)}.")
         return ProbeResult(
             self.split,
             tuple(r for r in self.readings if r.target == target),

@@ -17,7 +17,7 @@ from .errors import ProbeError
 
 __all__ = ["HookPoint", "Pattern", "Selection", "glob_matches", "nearest", "no_such_layer"]
 
-Pattern: TypeAlias = "str | re.Pattern[str] | type[nn.Module] | Callable[[HookPoint], bool]"
+Pattern: TypeAlias = "str | re.Pattern[str] | type[nn.Module] | nn.Module | Callable[[HookPoint], bool]"
 INPUT, OUTPUT = "input", "output"  # the names of the model's own input and output
 
 
@@ -57,7 +57,8 @@ class Selection:
 
     In a glob `*` and `?` stop at dots and `**` does not. A glob whose last part is only `*` or `**`
     means modules; one with a letter there (`layer*.*.add`, `**.relu*`) means operations as well.
-    Types select every call of such modules. Predicates are asked about module outputs and operations.
+    Types select every call of such modules, a module every call of itself. Predicates are asked about module
+    outputs and operations.
     """
 
     def __init__(self, include: Pattern | Iterable[Pattern], exclude: Pattern | Iterable[Pattern] = ()):
@@ -114,6 +115,8 @@ def no_such_layer(pattern: Pattern, names: Sequence[str]) -> str:
     """One sentence about a pattern without a match."""
     if isinstance(pattern, type):
         return f"the model has no layer of type {pattern.__name__}."
+    if isinstance(pattern, nn.Module):
+        return f"the {type(pattern).__name__} given as a layer is no part of the model, or never runs."
     if callable(pattern):
         return f"the predicate {getattr(pattern, '__name__', 'given')} accepted none of the model's layers."
     text = pattern if isinstance(pattern, str) else pattern.pattern
@@ -128,7 +131,7 @@ def glob_matches(glob: str, name: str) -> bool:
 def nearest(name: str, names: Sequence[str]) -> str:
     """The names that a mistyped one may have meant, as the end of a sentence."""
     known = list(dict.fromkeys(names))
-    close = difflib.get_close_matches(name, known, n=4, cutoff=0.5) or known[:8]
+    close = difflib.get_close_matches(str(name), known, n=4, cutoff=0.5) or known[:8]
     return f"the nearest names are {', '.join(close)}"
 
 
@@ -158,6 +161,8 @@ class _Matcher:
             return pattern.fullmatch(candidate.name) is not None
         if isinstance(pattern, type):
             return candidate.kind == "output" and isinstance(candidate.module, pattern)
+        if isinstance(pattern, nn.Module):
+            return candidate.kind == "output" and candidate.module is pattern
         return bool(pattern(candidate))
 
     def points(self, candidate: HookPoint) -> list[HookPoint]:
@@ -189,19 +194,21 @@ class _Matcher:
             example = re.sub(r"\[(.).*?\]", r"\1", self.leaf)
             named = re.search("[A-Za-z]", self.leaf) is not None
             return named and self._name.fullmatch(f"{scope}.{example}".lstrip(".")) is not None
-        return not isinstance(self.pattern, type)
+        return not isinstance(self.pattern, (type, nn.Module))
 
     def may_want(self, path: str, module: nn.Module) -> bool:
         """Whether some call of this module could satisfy the pattern."""
         if isinstance(self.pattern, type):
             return isinstance(module, self.pattern)
+        if isinstance(self.pattern, nn.Module):
+            return module is self.pattern
         if not isinstance(self.pattern, str):
             return True
         call = _glob_regex(re.sub(r"_\d+$", "", self.glob))  # `relu_2` is the third call of `relu`
         return (self._name.fullmatch(path) or call.fullmatch(path)) is not None
 
     def possible(self, modules: dict[str, nn.Module]) -> bool:
-        if isinstance(self.pattern, type):
+        if isinstance(self.pattern, (type, nn.Module)):
             return any(self.may_want(*module) for module in modules.items())
         if not isinstance(self.pattern, str):
             return True
@@ -214,7 +221,7 @@ class _Matcher:
 
 
 def _as_list(patterns: Pattern | Iterable[Pattern]) -> list[Pattern]:
-    if isinstance(patterns, (str, re.Pattern, type)) or not isinstance(patterns, Iterable):
+    if isinstance(patterns, (str, re.Pattern, type, nn.Module)) or not isinstance(patterns, Iterable):
         return [patterns]
     return list(patterns)
 

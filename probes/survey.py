@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .errors import ProbeError
 from .selection import HookPoint, Selection
 from .streams import preserved_random_state
 from .taps import Taps
@@ -22,7 +23,15 @@ def hook_points(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[tuple
     Args:
         model: left as it was: no gradients, and its modes and all random streams are kept.
         run: calls the model once, as in `lambda model: model(x)`.
+
+    Raises:
+        ProbeError: if `run` is no such function, or the forward cannot be followed.
     """
+    if not callable(run):
+        raise ProbeError(
+            "hook_points needs a function that calls the model, as in lambda model: model(x), not a "
+            f"{type(run).__name__}."
+        )
     survey = _Survey()
     taps = Taps(model, Selection(re.compile(r"[^:]*")), survey, is_lenient=True)
     try:
@@ -30,6 +39,8 @@ def hook_points(model: nn.Module, run: Callable[[nn.Module], Any]) -> list[tuple
             run(model)
     finally:
         taps.detach()
+    if taps.error is not None:
+        raise taps.error
     return survey.found
 
 

@@ -18,8 +18,8 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        self.rows = torch.zeros((), dtype=torch.float64)
-        self._rows_square = torch.zeros((), dtype=torch.float64)
+        self.rows = torch.zeros((), dtype=torch.float64, device="cpu")
+        self._rows_square = torch.zeros((), dtype=torch.float64, device="cpu")
         self._sums: torch.Tensor | None = None  # (3, ...): of s, s^2, s n
 
     def add(self, values: torch.Tensor, counted: torch.Tensor) -> None:

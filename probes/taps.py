@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from inspect import getattr_static
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +17,7 @@ from torch import nn
 from .errors import ProbeError
 from .interception import Frame, Interceptor, operation_name
 from .selection import INPUT, OUTPUT, HookPoint, Selection, no_such_layer
-from .values import argument, element, tensors
+from .values import argument, described, element, tensors
 
 __all__ = ["ForwardStopped", "Receiver", "Taps"]
 
@@ -44,8 +47,12 @@ class Taps:
     `TorchFunctionMode` that is on only while code of a module that may hold a wanted one runs, so no
     tracing is needed and functions inside other modules go their usual way.
 
-    Errors that concern the user are kept in `error` rather than raised in the midst of their forward; lenient
-    taps pass over a point that holds no features.
+    Nothing is raised in the midst of the user's forward: what went wrong is kept in `error` until the next
+    forward that is read. Lenient taps pass over a point that holds no features.
+
+    A call of the model inside its own forward is a part of that forward, and so is not one in another thread.
+    Forwards whose tensors hold no values are not read: those that `torch.func`, `torch.export` and other
+    tracers run.
 
     With `stop_after`, a forward ends with `ForwardStopped` as soon as so many points were handed over. For
     the receiver it then came to its end.
@@ -69,16 +76,27 @@ class Taps:
         self._order: list[str] = []
         self._batch: int | None = None  # examples in the forward under way, if its first argument tells
         self._live = self._complete = self._all_matched = False
+        self._lock = threading.Lock()  # of the beginning of a forward
+        self._thread = 0  # in which the forward under way runs
+        self._call: FrameType | None = None  # of the model in Python's stack, while the forward is under way
         concerned = selection.concerned(model)
         self._hooks = {path: self._hook(m) for path, m in model.named_modules() if path in concerned}
         _forget_compiled(model)
 
     def _hook(self, module: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
-        return [
-            module.register_forward_pre_hook(_Hook(self._before), with_kwargs=True),
-            module.register_forward_hook(_Hook(self._after), with_kwargs=True),
-            module.register_forward_hook(_Hook(self._leave), with_kwargs=True, always_call=True),
-        ]
+        before, after, leave = (_Hook(run, self._fail) for run in (self._before, self._after, self._leave))
+        try:
+            return [
+                module.register_forward_pre_hook(before, with_kwargs=True),
+                module.register_forward_hook(after, with_kwargs=True),
+                module.register_forward_hook(leave, with_kwargs=True, always_call=True),
+            ]
+        except RuntimeError:  # TorchScript
+            if module is self._model:
+                raise ProbeError(
+                    "the model is TorchScript, which takes no hooks; probe the module that it was made from."
+                ) from None
+            return []
 
     def detach(self) -> None:
         """Remove every hook. Safe to call twice."""
@@ -102,6 +120,12 @@ class Taps:
             unmatched = []  # more than the model's input
         for pattern in unmatched:
             paths = set(self._paths.values())
+            script = next((path for path, hooks in self._hooks.items() if not hooks), None)
+            if script is not None and isinstance(pattern, str) and pattern.startswith(script):
+                raise ProbeError(
+                    f"layer {pattern!r} is TorchScript, which takes no hooks; probe the module around it, or "
+                    "build the model with the module that it was made from."
+                )
             if isinstance(pattern, str) and pattern.partition(":")[0] in paths:
                 raise ProbeError(
                     f"layer {pattern!r} exists but the model's forward never runs it; leave it out "
@@ -114,35 +138,53 @@ class Taps:
     # -- one forward --------------------------------------------------------------------------------
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        path = self._paths.get(id(module), "")
-        if module is self._model:
-            self._abandon()  # what an interrupted forward left
-            # A call inside a backward is activation checkpointing running the forward again.
-            inside_backward = torch._C._current_graph_task_id() != -1
-            self._live = not inside_backward and self._receiver.begin(args, kwargs)
-            first = next(tensors([args, kwargs]), None)
-            self._batch = len(first) if isinstance(first, torch.Tensor) else None
-        if not self._live:
+        if module is self._model and not self._begin(args, kwargs):
             return
+        if not self._live or threading.get_ident() != self._thread:
+            return
+        path = self._paths.get(id(module), "")
         caller = self._frames[-1] if self._frames else None
         if caller is not None:
             caller.pause()
             self._called_from.setdefault(path, set()).add(caller.path)
         candidate = HookPoint(self._numbered(path or OUTPUT), "output", path, type(module).__name__, module)
         self._frames.append(Frame(candidate, self._interceptor(path, module)))
-        self._hand_over(candidate, "input", lambda pick: argument(args, kwargs, pick))
+        self._hand_over(candidate, "input", (args, kwargs), lambda pick: argument(args, kwargs, pick))
         self._frames[-1].resume()
 
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """A call of the model: whether it belongs to a forward that is read."""
+        with self._lock:
+            if self._live and self._is_running():
+                return threading.get_ident() == self._thread
+            self._abandon()  # what an interrupted forward left
+            # A call inside a backward is activation checkpointing running the forward again.
+            inside_backward = torch._C._current_graph_task_id() != -1
+            if inside_backward or _is_traced() or not self._receiver.begin(args, kwargs):
+                return False
+            self._live, self.error = True, None
+            self._thread, self._call = threading.get_ident(), _calling_frame()
+        first = next(tensors([args, kwargs]), None)
+        self._batch = first.size(0) if isinstance(first, torch.Tensor) else None
+        return True
+
+    def _is_running(self) -> bool:
+        """Whether the forward under way goes on; no hook is told of a KeyboardInterrupt."""
+        frame = sys._current_frames().get(self._thread)
+        while frame is not None and frame is not self._call:
+            frame = frame.f_back
+        return frame is not None
+
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if not self._live or not self._frames or self._frames[-1].candidate.module is not module:
+        if not self._is_innermost(module):
             return
         frame = self._frames[-1]
         frame.pause()
-        self._hand_over(frame.candidate, "output", lambda pick: element(output, pick, self._batch))
-        self._complete = module is self._model
+        self._hand_over(frame.candidate, "output", output, lambda pick: element(output, pick, self._batch))
+        self._complete = len(self._frames) == 1
 
     def _leave(self, module: nn.Module, *_: Any) -> None:
-        if not self._live or not self._frames or self._frames[-1].candidate.module is not module:
+        if not self._is_innermost(module):
             return
         self._frames.pop().pause()
         if self._frames:
@@ -155,16 +197,35 @@ class Taps:
             self._receiver.end()
         self._abandon()
 
+    def _is_innermost(self, module: nn.Module) -> bool:
+        """Whether a hook of this module belongs to the innermost call of the forward that is read."""
+        if not self._live or not self._frames or threading.get_ident() != self._thread:
+            return False
+        return self._frames[-1].candidate.module is module
+
+    def _fail(self, error: Exception) -> None:
+        """Give a forward up, of which the probes, or what the user gave them, could make nothing."""
+        self._abandon()
+        self.error = _as_probe_error(error)
+
     def _operation(self, scope: HookPoint, function: Callable[..., Any], result: Any) -> None:
         """An operation has run directly in the code of module `scope`."""
+        try:
+            self._hand_over_result(scope, function, result)
+        except ForwardStopped:
+            raise
+        except Exception as error:
+            self._fail(error)
+
+    def _hand_over_result(self, scope: HookPoint, function: Callable[..., Any], result: Any) -> None:
         path, name = scope.scope, operation_name(function)
         if not name or next(tensors(result), None) is None:
             return
         numbered = self._numbered(f"{path}.{name}" if path else name)
         candidate = HookPoint(numbered, "operation", path, name, scope.module)
-        self._hand_over(candidate, "operation", lambda pick: element(result, pick))
+        self._hand_over(candidate, "operation", result, lambda pick: element(result, pick))
 
-    def _hand_over(self, candidate: HookPoint, kind: str, value_at: Callable[[str], Any]) -> None:
+    def _hand_over(self, candidate: HookPoint, kind: str, whole: Any, value_at: Callable[[str], Any]) -> None:
         name = candidate.name
         if name not in self._wanted:
             self._wanted[name] = self._selection.points(candidate)
@@ -178,16 +239,19 @@ class Taps:
                     if self._is_lenient:
                         continue
                     raise ProbeError(
-                        f"layer {point.name!r} holds no tensor of floating-point features; leave it out, or "
-                        f"name the element that does, as in '{candidate.name}:1'."
+                        f"layer {point.name!r} holds no tensor of floating-point features, but "
+                        f"{described(whole)}; leave it out, or name the element that does, as in "
+                        f"'{candidate.name}:1'."
                     )
                 with torch._C.DisableTorchFunction():  # hidden from other modes, such as other taps'
                     self._receiver.receive(point, value)
                 self._order.append(point.name)
                 if self._has_enough() and point.name != OUTPUT:  # which the forward has at its end
                     raise ForwardStopped
-            except ProbeError as error:
-                self.error = error
+            except ForwardStopped:
+                raise
+            except Exception as error:
+                self.error = _as_probe_error(error, point.name)
 
     def _has_enough(self) -> bool:
         return self.stop_after is not None and len(self._order) >= self.stop_after and self.error is None
@@ -206,6 +270,7 @@ class Taps:
             self._frames.pop().pause()
         self._calls.clear()
         self._order = []
+        self._call = None
         self._live = self._complete = False
 
     def _prune(self) -> None:
@@ -232,22 +297,59 @@ def _forget_compiled(model: nn.Module) -> None:
         reset = dynamo.eval_frame.reset_code
     except AttributeError:  # nothing was compiled, or a torch without this private interface: see `step`
         return
-    forwards = {getattr(type(module).forward, "__code__", None) for module in model.modules()}
+    # Not by plain attribute access, for which TorchScript's modules have no answer.
+    forwards = {getattr(getattr_static(type(m), "forward", None), "__code__", None) for m in model.modules()}
     for code in compiled:
         # The wrapper's code calls a model whose own class is one of torch's.
         if code is not None and (code in forwards or code.co_filename == wrapper):
             reset(code)
 
 
+def _is_traced() -> bool:
+    """Whether what runs is a transformation or a trace of the model, whose tensors hold no values."""
+    modes = torch._C._TorchDispatchModeKey
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+        or any(
+            torch._C._get_dispatch_mode(m) is not None for m in (modes.FAKE, modes.PROXY, modes.FUNCTIONAL)
+        )
+    )
+
+
+def _calling_frame() -> FrameType | None:
+    """Of the module whose hook runs, in Python's stack."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename != nn.modules.module.__file__:
+        frame = frame.f_back
+    return frame
+
+
+def _as_probe_error(error: Exception, layer: str = "") -> ProbeError:
+    """One sentence about whatever went wrong."""
+    if isinstance(error, ProbeError):
+        return error
+    what = f"layer {layer!r} cannot be read" if layer else "the probes cannot follow this forward"
+    reason = (str(error).strip() or "no more is known").splitlines()[0][:200]
+    found = ProbeError(f"{what} ({type(error).__name__}: {reason}); leave it out with exclude=... .")
+    found.__cause__ = error
+    return found
+
+
 class _Hook:
     """A hook that stays behind when its model is copied or pickled: the copy's does nothing."""
 
-    def __init__(self, run: Callable[..., None]):
-        self._run = run
+    def __init__(self, run: Callable[..., None], fail: Callable[[Exception], None]):
+        self._run, self._fail = run, fail
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *args: Any) -> None:
-        self._run(*args)
+        try:
+            self._run(*args)
+        except ForwardStopped:
+            raise
+        except Exception as error:
+            self._fail(error)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (nullcontext(), "__exit__")  # takes any arguments, returns None, needs no import

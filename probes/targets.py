@@ -9,6 +9,7 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 
+from .arguments import whole_number
 from .errors import ProbeError
 
 __all__ = ["Classification", "MultiLabel", "Regression", "Target", "as_targets"]
@@ -25,6 +26,8 @@ class Classification:
     ignore_index: int = -100
 
     def __post_init__(self) -> None:
+        whole_number("num_classes", self.num_classes)
+        whole_number("ignore_index", self.ignore_index)
         if self.num_classes < 2:
             raise ProbeError(f"num_classes={self.num_classes}: a classifier needs at least 2 classes.")
 
@@ -104,6 +107,9 @@ class MultiLabel:
 
     num_labels: int
 
+    def __post_init__(self) -> None:
+        whole_number("num_labels", self.num_labels, least=1)
+
     @property
     def width(self) -> int:
         """Outputs of the probe."""
@@ -116,7 +122,7 @@ class MultiLabel:
 
     def check(self, y: torch.Tensor) -> torch.Tensor:
         """Labels as float32 of shape (rows, num_labels)."""
-        y = y.float()
+        y = _real(y).float()
         if y.shape[-1:] != (self.num_labels,):
             raise ProbeError(f"MultiLabel labels need {self.num_labels} columns, not shape {tuple(y.shape)}.")
         if not y.is_cuda and bool(((y != 0) & (y != 1)).any()):
@@ -160,6 +166,9 @@ class Regression:
 
     num_outputs: int = 1
 
+    def __post_init__(self) -> None:
+        whole_number("num_outputs", self.num_outputs, least=1)
+
     @property
     def width(self) -> int:
         """Outputs of the probe."""
@@ -171,8 +180,8 @@ class Regression:
         return ("loss",)
 
     def check(self, y: torch.Tensor) -> torch.Tensor:
-        """Labels as float32 of shape (rows, num_outputs)."""
-        y = y.float()
+        """Labels as float64 of shape (rows, num_outputs): dates vary little beside their size."""
+        y = _real(y).double()
         if self.num_outputs == 1 and (y.ndim == 1 or y.shape[-1] != 1):
             y = y.unsqueeze(-1)
         if y.shape[-1] != self.num_outputs:
@@ -224,9 +233,19 @@ def as_targets(num_classes: int | None, targets: Target | Mapping[str, Target] |
         raise ProbeError("say what the probes predict: either num_classes=10 or targets=..., not both.")
     if num_classes is not None:
         return {"y": Classification(num_classes)}
-    if isinstance(targets, Mapping):
-        if not targets:
-            raise ProbeError("targets={} names no label set.")
-        return dict(targets)
-    assert targets is not None
-    return {"y": targets}
+    named = dict(targets) if isinstance(targets, Mapping) else {"y": targets}
+    if not named:
+        raise ProbeError("targets={} names no label set.")
+    for target in named.values():
+        if not isinstance(target, (Classification, MultiLabel, Regression)):
+            raise ProbeError(
+                f"targets={target!r} is no target; give Classification(10), MultiLabel(5) or Regression(), "
+                "or several by name."
+            )
+    return named  # type: ignore[return-value]  # just checked
+
+
+def _real(y: torch.Tensor) -> torch.Tensor:
+    if y.is_complex():
+        raise ProbeError("labels are complex numbers; give their real and imaginary parts as two columns.")
+    return y

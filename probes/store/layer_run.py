@@ -65,7 +65,7 @@ class Request:
 
 def listed(patterns: Pattern | Iterable[Pattern]) -> tuple[Pattern, ...]:
     """One pattern or several, as several."""
-    is_one = isinstance(patterns, (str, re.Pattern, type)) or not isinstance(patterns, Iterable)
+    is_one = isinstance(patterns, (str, re.Pattern, type, nn.Module)) or not isinstance(patterns, Iterable)
     return (patterns,) if is_one else tuple(patterns)  # type: ignore[return-value, arg-type]
 
 
