@@ -120,12 +120,12 @@ def measure_hessian(
         keep_to_settings(folder / "settings.json", settings, begun=begun, free=("steps", "device"))
         job = _Job(config, settings, progress, team)
         done = {step for step, spectrum in run.spectra().items() if not spectrum.interrupted}
-        start: Spectrum | None = None
+        before: Spectrum | None = None
         waiting = [step for step in snapshots if step not in done]
         with nullcontext() if team is None else team.lead(job.loss):
             for step in tqdm(waiting, unit="snapshot", disable=None if progress else True):
                 load_weights(job.model, snapshots[step])
-                start = job.measure(run, step, start)
+                before = job.measure(run, step, before)
         _draw(run)
         return run.spectra()
 
@@ -153,8 +153,11 @@ class _Job:
             self._loss = Loss(self.model, F.cross_entropy, self._batches, parameters=names, team=self._team)
         return self._loss
 
-    def measure(self, run: Run, step: int, start: Spectrum | None) -> Spectrum:
-        """One snapshot; its spectrum, with vectors."""
+    def measure(self, run: Run, step: int, before: Spectrum | None) -> Spectrum:
+        """One snapshot; its spectrum, with vectors that point downhill.
+
+        Nothing but the overlaps depends on the spectrum of the snapshot `before`.
+        """
         settings = self.settings
         hessian = self.loss.hessian(settings.mode)
         spectrum = extreme_eigenpairs(
@@ -162,7 +165,6 @@ class _Job:
             settings.largest,
             settings.smallest,
             tol=settings.tol,
-            start=start,
             seed=settings.seed,
             save_to=run.path / "spectra" / f"step_{step:08d}.unfinished.npz",
             progress=self._progress,
@@ -170,13 +172,14 @@ class _Job:
         run.log_scalars({"hessian/loss": self.loss.value(), "hessian/examples": self.loss.examples}, step)
         if not spectrum.interrupted:
             gradient = self.loss.gradient()
+            spectrum = spectrum.downhill(gradient)
             for name, pair in _named(spectrum, settings.line_searches):
                 if abs(gradient @ pair.vector) > _PERPENDICULAR * np.linalg.norm(gradient):
                     run.log(line_search(self.loss, pair, gradient=gradient), step, name=name)
             if settings.density:
                 run.log(spectral_density(hessian, seed=settings.seed, progress=self._progress), step)
-        if start is not None:
-            run.log_scalars(_stayed(start, spectrum), step)
+        if before is not None:
+            run.log_scalars(_stayed(before, spectrum), step)
         run.log(spectrum, step, vectors=settings.vectors)  # last: it says that the step is done
         if spectrum.interrupted:
             raise KeyboardInterrupt
@@ -184,10 +187,15 @@ class _Job:
 
 
 def _stayed(before: Spectrum, now: Spectrum) -> dict[str, float]:
-    """How much of the leading vectors of the snapshot before is left: |cosines| by end."""
+    """How much of the leading vectors of the snapshot before is left: |cosines| by end, and their bounds."""
     comparison = compare(before, now)
-    ends = (("LA 1", comparison.largest), ("SA 1", comparison.smallest))
-    return {f"hessian/overlap/{name}": float(end.overlaps[0, 0]) for name, end in ends if end.overlaps.size}
+    scalars = {}
+    for name, end in (("LA 1", comparison.largest), ("SA 1", comparison.smallest)):
+        if end.overlaps.size:
+            scalars[f"hessian/overlap/{name}"] = float(end.overlaps[0, 0])
+            scalars[f"hessian/overlap at least/{name}"] = float(end.overlap_bounds[0, 0, 0])
+            scalars[f"hessian/overlap at most/{name}"] = float(end.overlap_bounds[1, 0, 0])
+    return scalars
 
 
 def _team(device: str) -> Team | None:

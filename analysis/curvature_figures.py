@@ -60,9 +60,13 @@ def eigenvalues_over_training(
 
 
 def best_decreases(searches: Sequence[tuple[int, LineSearch]], *, title: str = "") -> Figure:
-    """Best decrease of the loss along each eigenvector against its eigenvalue, coloured by time (11.3)."""
+    """Best decrease of the loss along each eigenvector against its eigenvalue, coloured by time (11.3).
+
+    Directions that do not determine it are left out, and counted in the title.
+    """
     figure, (axes,) = canvas()
-    found = [(step, s) for step, s in searches if s.decrease > 0]
+    known = [(step, s) for step, s in searches if s.determined]
+    found = [(step, s) for step, s in known if s.decrease > 0]
     curvature = np.array([s.curvature for _, s in found])
     _by_time(
         figure,
@@ -76,17 +80,20 @@ def best_decreases(searches: Sequence[tuple[int, LineSearch]], *, title: str = "
         axes.set_xscale("symlog", linthresh=max(1e-6, float(np.abs(curvature).min())))
     axes.axvline(0, color="black", lw=0.8)
     axes.set(yscale="log", xlabel="eigenvalue λ", ylabel="best decrease of the loss (nats)")
-    axes.set_title(title or "How far the loss falls along each eigenvector", fontsize=11)
+    title = title or "How far the loss falls along each eigenvector"
+    axes.set_title(title + _left_out(len(searches) - len(known)), fontsize=11)
     return figure
 
 
 def best_steps(searches: Sequence[tuple[int, LineSearch]], *, title: str = "") -> Figure:
     """1 / alpha* against |lambda|, with the line where Newton's step is best (11.4).
 
-    Searches whose best step is backwards (alpha* < 0) are left out.
+    Directions that do not determine it are left out, and counted in the title; so are best steps backwards
+    (alpha* < 0), which only given step sizes can have.
     """
     figure, axes = canvas(9.0, columns=2)
-    found = [(step, s) for step, s in searches if s.alpha_best > 0 and s.curvature != 0]
+    known = [(step, s) for step, s in searches if s.determined]
+    found = [(step, s) for step, s in known if s.alpha_best > 0 and s.curvature != 0]
     for one, sign, name in ((axes[0], 1, "positive curvature"), (axes[1], -1, "negative curvature")):
         side = [(step, s) for step, s in found if sign * s.curvature > 0]
         x = np.array([abs(s.curvature) for _, s in side])
@@ -104,7 +111,8 @@ def best_steps(searches: Sequence[tuple[int, LineSearch]], *, title: str = "") -
         for axis, values in ticks:
             log_ticks(axis, float(values.min()), float(values.max()))
         one.title.set_fontsize(10)
-    figure.suptitle(title or "The best step along each eigenvector", fontsize=11)
+    title = title or "The best step along each eigenvector"
+    figure.suptitle(title + _left_out(len(searches) - len(known)), fontsize=11)
     return figure
 
 
@@ -125,6 +133,7 @@ def line_search_figure(search: LineSearch, *, title: str = "") -> Figure:
         axes.plot(grid, model, "--", color=ORANGE, lw=1.2, label="quadratic model")
         if abs(search.alpha_best) <= reach:
             label = f"α* = {search.alpha_best:.3g}" + ("" if search.bracketed else " (still falling)")
+            label += "" if search.determined else "; v is not determined"
             axes.plot(search.alpha_best, search.loss_best, "*", color="black", ms=10, label=label)
         low, high = float(losses[finite].min()), float(losses[finite].max())
         axes.set_ylim(low - 0.3 * (high - low + 1e-12), high + 0.3 * (high - low + 1e-12))
@@ -154,10 +163,18 @@ def density_figure(density: Density, *, title: str = "") -> Figure:
 
 
 def parameter_shares(spectrum: Spectrum, shares: Any, *, title: str = "") -> Figure:
-    """In which parameters each eigenvector lives: shares (p, parameters) of its squared norm."""
+    """In which parameters each eigenvector lives: shares (p, parameters) of its squared norm.
+
+    Where the angle that a vector is known to leaves more than 0.01 of a share open, its name says how much.
+    """
     shares = np.asarray(shares)
     names, k = list(spectrum.layout), len(spectrum.largest)
     labels = [f"LA {i + 1}" for i in range(k)] + [f"SA {i + 1}" for i in range(len(spectrum.smallest))]
+    doubts = [pair.doubt for pair in spectrum.largest + spectrum.smallest]
+    labels = [
+        name + ("" if doubt <= 0.01 else f" ± {doubt:.2f}" if doubt < 1 else " not determined")
+        for name, doubt in zip(labels, doubts, strict=True)
+    ]
     width = min(max(5.0, 2.4 + 0.3 * len(labels)), 14)
     figure, (axes,) = canvas(width, min(max(3.0, 1.4 + 0.22 * len(names)), 14))
     image = axes.imshow(shares.T, cmap=_COLOURS, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
@@ -168,6 +185,10 @@ def parameter_shares(spectrum: Spectrum, shares: Any, *, title: str = "") -> Fig
     figure.colorbar(image, ax=axes, label="share of the squared norm", pad=0.01)
     axes.set_title(title or "Where the eigenvectors live", fontsize=11)
     return figure
+
+
+def _left_out(count: int) -> str:
+    return f" ({count} not determined)" if count else ""
 
 
 def _shown(step: int) -> int:

@@ -124,6 +124,8 @@ def read_config(path: Path) -> dict[str, Any]:
 def _line_search(record: Mapping[str, Any]) -> tuple[str, LineSearch]:
     content = {key: value for key, value in record.items() if key not in ("step", "kind", "name")}
     content |= {key: np.array(content[key], np.float64) for key in ("alphas", "losses")}
+    # An earlier version did not say how well it knew the direction: so it is not known.
+    content = {"angle": None, "slope_doubt": np.nan} | content
     return str(record["name"]), LineSearch(**content)
 
 

@@ -74,19 +74,28 @@ def curvature(
     """One row per step: both extreme eigenvalues, and what line searches along their vectors found.
 
     `residual` is the largest of the step's pairs, as a share of the spectrum's width; `1/alpha*` the inverse
-    of the best step size, to be compared with the eigenvalue.
+    of the best step size, to be compared with the eigenvalue. What is known to worse than 1% has its doubt
+    beside it: a residual, or what the angle of the vector leaves open; or it is not determined.
     """
     rows = []
     for step, spectrum in spectra.items():
-        row: dict[str, float] = {"step": step}
+        row = {"step": str(step)}
         for end, pairs in (("LA 1", spectrum.largest), ("SA 1", spectrum.smallest)):
             if pairs:
-                row[f"{end} λ"] = pairs[0].value
+                row[f"{end} λ"] = _with_doubt(pairs[0].value, pairs[0].residual)
             search = (searches or {}).get((step, end))
             if search is not None:
-                row[f"{end} 1/α*"] = 1 / search.alpha_best if search.alpha_best else float("nan")
-                row[f"{end} decrease"] = search.decrease
-        row["residual"] = max(pair.residual for pair in spectrum.pairs) / (spectrum.width or 1)
-        row["products"], row["seconds"] = spectrum.products, round(spectrum.seconds, 1)
+                inverse = 1 / search.alpha_best if search.alpha_best else float("nan")
+                doubt = search.alpha_doubt * inverse**2 if search.determined else float("inf")
+                row[f"{end} 1/α*"] = _with_doubt(inverse, doubt)
+                row[f"{end} decrease"] = f"{search.decrease:.4g}" if search.determined else "not determined"
+        row["residual"] = f"{max(pair.residual for pair in spectrum.pairs) / (spectrum.width or 1):.4g}"
+        row["products"], row["seconds"] = str(spectrum.products), f"{spectrum.seconds:.1f}"
         rows.append(row)
-    return pd.DataFrame(rows).set_index("step").map(lambda x: f"{x:.4g}")
+    return pd.DataFrame(rows).set_index("step").fillna("")
+
+
+def _with_doubt(value: float, doubt: float) -> str:
+    if doubt == float("inf"):
+        return "not determined"
+    return f"{value:.4g}" if doubt <= 0.01 * abs(value) else f"{value:.4g} ± {doubt:.2g}"

@@ -71,8 +71,10 @@ class Events:
         self.add_scalars(scalars, step)
 
     def add_line_search(self, search: LineSearch, name: str, step: int) -> None:
-        """The best decrease and step size, and the slope."""
-        scalars = {"decrease": search.decrease, "alpha": search.alpha_best, "slope": search.slope}
+        """The best decrease and the slope, and the best step size if the direction is known well enough."""
+        scalars = {"decrease": search.decrease, "slope": search.slope, "slope doubt": search.slope_doubt}
+        if search.determined:
+            scalars["alpha"] = search.alpha_best
         self.add_scalars({f"hessian/search/{key}/{name}": value for key, value in scalars.items()}, step)
 
     def add_scalars(self, scalars: Mapping[str, float], step: int) -> None:

@@ -37,6 +37,8 @@ class ComparisonEnd:
         values_b: of the other spectrum, (k,).
         uncertainties: by how much each difference may be off: the sum of both residuals, (k,).
         overlaps: |<v_i, w_j>| of vector i of a with vector j of b, (k, k).
+        overlap_bounds: the least and the most that each can be for the true eigenvectors, given the angles
+            that v_i and w_j are known to, (2, k, k); 0 and 1 where one of them is not determined.
         angles: principal angles between the two spans, radians, ascending, (k,); 0 for a direction that both
             contain, pi/2 for one of a that is perpendicular to all of b.
     """
@@ -45,6 +47,7 @@ class ComparisonEnd:
     values_b: Array
     uncertainties: Array
     overlaps: Array = field(repr=False)
+    overlap_bounds: Array = field(repr=False)
     angles: Array
 
     @property
@@ -80,9 +83,12 @@ class GradientOverlapEnd:
     Attributes:
         cosines: between the gradient and each vector, outermost first, (k,); the sign is as arbitrary as the
             vector's own.
+        doubts: by how much each of the `shares` may differ from that of the true eigenvector: the sine of the
+            angle that the vector is known to, (k,).
     """
 
     cosines: Array
+    doubts: Array
 
     @property
     def shares(self) -> Array:
@@ -159,7 +165,8 @@ def gradient_overlap(gradient: Any, spectrum: Spectrum) -> GradientOverlap:
         raise HessianError("the gradient is zero or not finite: it has no direction to compare.")
 
     def end(pairs: Sequence[Eigenpair]) -> GradientOverlapEnd:
-        return GradientOverlapEnd(np.array([g @ pair.vector.astype(np.float64) for pair in pairs]) / norm)
+        cosines = np.array([g @ pair.vector.astype(np.float64) for pair in pairs]) / norm
+        return GradientOverlapEnd(cosines, np.array([pair.doubt for pair in pairs]))
 
     return GradientOverlap(norm, end(spectrum.largest), end(spectrum.smallest))
 
@@ -175,13 +182,26 @@ def _end(a: Sequence[Eigenpair], b: Sequence[Eigenpair]) -> ComparisonEnd:
     a, b = a[:count], b[:count]
     triangle = _triangle([pair.vector for pair in (*a, *b)])
     v, w = triangle[:, :count], triangle[:, count:]
+    overlaps = np.abs(v.T @ w)
     return ComparisonEnd(
         values_a=np.array([pair.value for pair in a]),
         values_b=np.array([pair.value for pair in b]),
         uncertainties=np.array([x.residual + y.residual for x, y in zip(a, b, strict=True)]),
-        overlaps=np.abs(v.T @ w),
+        overlaps=overlaps,
+        overlap_bounds=_turned(overlaps, _angles(a)[:, None] + _angles(b)),
         angles=scipy.linalg.subspace_angles(v, w)[::-1] if count else np.zeros(0),
     )
+
+
+def _angles(pairs: Sequence[Eigenpair]) -> Array:
+    return np.array([np.pi / 2 if pair.angle is None else pair.angle for pair in pairs])
+
+
+def _turned(cosines: Array, angles: Array) -> Array:
+    """The least and the most |cosine| of two lines after they have turned by `angles` in all, (2, ...)."""
+    between = np.arccos(np.minimum(cosines, 1.0))
+    least = np.cos(np.minimum(between + angles, np.pi / 2))
+    return np.stack([least, np.cos(np.maximum(between - angles, 0.0))])
 
 
 def _triangle(vectors: Sequence[npt.NDArray[Any]]) -> Array:

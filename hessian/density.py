@@ -15,6 +15,7 @@ from .errors import HessianError
 from .lanczos import Lanczos
 from .operator import SymmetricOperator, as_operator
 from .products import Products
+from .request import seeded
 from .trace import Estimate
 
 __all__ = ["Density", "Quadrature", "spectral_density"]
@@ -196,7 +197,7 @@ def spectral_density(
         raise HessianError(f"points={points} are too few for a curve; give at least {4 * _MARGIN}.")
     if sigma is not None and not 0 < sigma < np.inf:
         raise HessianError(f"sigma={sigma} has to be a positive number, in units of the eigenvalues.")
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     products = Products(operator, None, progress=False)
     with tqdm(
         desc="spectral density",
@@ -207,9 +208,11 @@ def spectral_density(
     ) as bar:
         rules = tuple(_quadrature(operator, products, steps, generator, bar) for _ in range(vectors))
     grid, sigma = _grid(rules, points, sigma)
+    # In units of 1 / sigma: squares of a density could overflow where eigenvalues are tiny.
     curves = np.array([_broadened(rule, grid, sigma) for rule in rules])
     scatter = curves.std(axis=0, ddof=1) / vectors**0.5 if vectors > 1 else np.full(points, np.nan)
-    return Density(rules, operator.shape[0], products.count, sigma, grid, curves.mean(axis=0), scatter)
+    mean = curves.mean(axis=0)
+    return Density(rules, operator.shape[0], products.count, sigma, grid, mean / sigma, scatter / sigma)
 
 
 def _quadrature(
@@ -258,5 +261,5 @@ def _grid(rules: tuple[Quadrature, ...], points: int, sigma: float | None) -> tu
 
 def _broadened(rule: Quadrature, grid: Array, sigma: float) -> Array:
     distances = (grid[:, None] - rule.nodes) / sigma
-    curve: Array = np.exp(-(distances**2) / 2) @ rule.weights / (sigma * np.sqrt(2 * np.pi))
+    curve: Array = np.exp(-(distances**2) / 2) @ rule.weights / np.sqrt(2 * np.pi)
     return curve

@@ -21,7 +21,7 @@ from .missed import Goal, MissedSearch, Span
 from .operator import SymmetricOperator, as_operator
 from .products import Products
 from .reference import eigsh_block
-from .request import CERTIFICATE, basis_capacity, checked_goal, product_limit, start_vector
+from .request import CERTIFICATE, basis_capacity, checked_goal, product_limit, seeded, start_vector
 from .results import Eigenpair, MissedCheck, Spectrum
 from .rows import Matrix
 from .saved_run import Arrays, SavedRun
@@ -77,7 +77,7 @@ def extreme_eigenpairs(
             100 per pair. At least one per pair and two more. ("lanczos" only, as are `save_to` and the answer
             to Ctrl-C.)
         max_basis: Lanczos vectors kept in memory; more of them save products. By default 160, or three times
-            the pairs and 40, if that fits into 2 GiB.
+            the pairs and 40, or all of a space of up to 400 dimensions, if that fits into 2 GiB.
         start: begin with the sum of these vectors: the `Spectrum` of another snapshot, eigenpairs, or vectors
             as rows. It saves little, even if they are close (4 to 12 of 150 products for a LeNet), since the
             Krylov space has to grow all the same; and the digits then depend on them.
@@ -131,7 +131,7 @@ class _Solver:
     ):
         self._operator, self._goal, self._capacity = operator, goal, capacity
         self._products, self._saved = products, saved
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = seeded(seed)
         self._lanczos: Lanczos | None = None
         self._block: Block | None = None
         self._beyond: Matrix | None = None  # (value, residual) next to the wanted ones, (0 to 2, 2)
@@ -171,8 +171,7 @@ class _Solver:
         beyond = self._beyond
         if self._search is not None:
             block, check = self._search.block, self._search.summary()
-            if self._search.found:  # the first run's picture was not the whole one
-                beyond = self._search.beyond
+            beyond = self._known_beyond(self._search)
         if block is None:
             assert self._lanczos is not None
             block, beyond = self._from(self._lanczos, self._lanczos.ritz())
@@ -206,6 +205,16 @@ class _Solver:
             mode=self._operator.mode,
             breakdown=self._breakdown,
         )
+
+    def _known_beyond(self, search: MissedSearch) -> Matrix | None:
+        """What is known beside the pairs: by the first run, and by the search what is farther out."""
+        if search.found or self._beyond is None:  # the first run's picture was not the whole one
+            return search.beyond[[0, -1]] if len(search.beyond) else self._beyond
+        values, residuals = self._beyond.T
+        upper = max(values + residuals, default=-np.inf) if self._goal.largest else np.inf
+        lower = min(values - residuals, default=np.inf) if self._goal.smallest else -np.inf
+        outside = (search.beyond[:, 0] > upper) | (search.beyond[:, 0] < lower)
+        return np.concatenate([self._beyond, search.beyond[outside]])
 
     def _begin(self, start: torch.Tensor | None) -> None:
         state = None if self._saved is None else self._saved.load()
@@ -277,7 +286,9 @@ class _Solver:
                 thresholds = _SHARE * self._thresholds(values)
                 below = residuals <= thresholds
                 history.append((self._products.count, values))
-                done = bool(below.all()) and self._still(history)
+                # Whoever has half of a space takes all of it, and then knows that nothing is missing.
+                whole = lanczos.capacity == self._operator.shape[0] < 2 * lanczos.size
+                done = bool(below.all()) and self._still(history) and not whole
                 width = self._span.width
                 self._products.report(int(below.sum()), goal.wanted, float(residuals.max()) / (width or 1))
                 if done or lanczos.exhausted or spent:

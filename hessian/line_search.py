@@ -28,16 +28,22 @@ Array = npt.NDArray[np.float64]
 class LineSearch:
     """L(theta - alpha (g.v) v) for many alpha (Alain, Le Roux & Manzagol, eq. 11.1).
 
+    Whichever sign v has, a small alpha > 0 goes downhill.
+
     Attributes:
         curvature: lambda, v^T H v with v of length 1.
         slope: c = g.v, the gradient's component along v.
         loss: L(theta).
         alphas: the step sizes tried, ascending, those of the refinement among them; (a,).
         losses: L there, (a,); NaN or infinite where the loss is.
-        alpha_best: alpha*, where the loss is smallest, to about 1%.
+        alpha_best: alpha*, where the loss is smallest, to about 1%: of the steps downhill, or, if `alphas`
+            were given, of those and what lies between them.
         loss_best: L there.
         bracketed: whether the loss rises again on both sides of alpha*; if not, it fell as far as was looked.
         examples: that the loss is a mean over.
+        angle: the angle (radians) that v is known to, see `Eigenpair`; 0 for a direction that was given as a
+            vector, None if it is not known.
+        slope_doubt: by how much g.u may differ from `slope`, u being the eigenvector that v stands for.
     """
 
     curvature: float
@@ -49,6 +55,24 @@ class LineSearch:
     loss_best: float
     bracketed: bool
     examples: int
+    angle: float | None = 0.0
+    slope_doubt: float = 0.0
+
+    @property
+    def determined(self) -> bool:
+        """Whether v is known well enough for alpha* and the decrease to be the eigenvector's own.
+
+        Where the sign of g.u is open, so is the side on which the loss falls at first, and with it alpha*.
+        """
+        return abs(self.slope) > self.slope_doubt
+
+    @property
+    def alpha_doubt(self) -> float:
+        """By how much alpha* may be off for that reason, to first order: the best distance staying the same.
+
+        The step is alpha (g.v) v, so that alpha* goes with 1 / (g.v). Infinite if it is not determined.
+        """
+        return abs(self.alpha_best) * self.slope_doubt / abs(self.slope) if self.determined else np.inf
 
     @property
     def decrease(self) -> float:
@@ -91,8 +115,8 @@ def line_search(
         loss: at the model's present weights.
         direction: an `Eigenpair`, or a vector (n,), whose curvature then costs one Hessian product.
         alphas: step sizes to try, of either sign; 0 is added. By default a grid of both signs from 0.1 to
-            1000 times 1 / |lambda|, farther if the loss is still falling there. The best is then refined
-            between its neighbours by Brent's bounded method.
+            1000 times 1 / |lambda|, whose best is sought downhill, at alpha >= 0, and farther out if the loss
+            is still falling there. The best is then refined between its neighbours by Brent's bounded method.
         gradient: if it is known already.
 
     Raises:
@@ -100,8 +124,8 @@ def line_search(
     """
     v = _unit(loss, direction)
     g = loss.gradient() if gradient is None else gradient
-    c = float(g @ v)
-    if abs(c) <= 1e-12 * float(np.linalg.norm(g)):
+    c, length = float(g @ v), float(np.linalg.norm(g))
+    if abs(c) <= 1e-12 * length:
         raise HessianError(
             "the direction is perpendicular to the gradient (g.v = 0), so that theta - alpha (g.v) v is "
             "theta for every alpha; choose another, or look at slice_2d."
@@ -118,24 +142,23 @@ def line_search(
     both_signs = np.concatenate([-_GRID, _GRID]) / max(abs(curvature), 1e-12)
     grid = np.unique(np.append(both_signs if alphas is None else np.asarray(alphas, np.float64), 0.0))
     values = losses_at(grid)
+    least = -np.inf if alphas is not None else 0.0
     for _ in range(_FARTHER if alphas is None else 0):
-        best = int(_finite(values).argmin())
-        if 0 < best < len(grid) - 1:
+        if _lowest(grid, values, least) < len(grid) - 1:
             break
-        more = grid[best] * np.array([10**0.5, 10])
-        grid = np.concatenate([grid, more])
-        values = np.concatenate([values, losses_at(more)])
-        order = grid.argsort()
-        grid, values = grid[order], values[order]
+        more = grid[-1] * np.array([10**0.5, 10])
+        grid, values = np.append(grid, more), np.append(values, losses_at(more))
 
-    best = int(_finite(values).argmin())
+    best = _lowest(grid, values, least)
     bracketed = 0 < best < len(grid) - 1
     if bracketed:
-        grid, values = _refined(losses_at, grid, values, best)
-        best = int(_finite(values).argmin())
+        grid, values = _refined(losses_at, grid, values, best, least)
+        best = _lowest(grid, values, least)
     alpha, lowest = float(grid[best]), float(values[best])
     here = float(values[grid == 0][0])
-    return LineSearch(curvature, c, here, grid, values, alpha, lowest, bracketed, loss.examples)
+    angle = direction.angle if isinstance(direction, Eigenpair) else 0.0
+    doubt = _slope_doubt(c, length, np.pi / 2 if angle is None else angle)
+    return LineSearch(curvature, c, here, grid, values, alpha, lowest, bracketed, loss.examples, angle, doubt)
 
 
 def slice_2d(
@@ -171,12 +194,21 @@ def _unit(loss: Loss, direction: Eigenpair | Any) -> Array:
     return unit
 
 
-def _finite(values: Array) -> Array:
-    finite: Array = np.where(np.isfinite(values), values, np.inf)
-    return finite
+def _slope_doubt(slope: float, length: float, angle: float) -> float:
+    """How far g.u may be from g.v = slope for unit vectors u and v that enclose `angle` at most.
+
+    u = cos(a) v + sin(a) w with w perpendicular to v, and |g.w| <= sqrt(||g||^2 - (g.v)^2).
+    """
+    across = max(length**2 - slope**2, 0.0) ** 0.5
+    return float(np.sin(angle) * across + (1 - np.cos(angle)) * abs(slope))
 
 
-def _refined(losses_at: Any, grid: Array, values: Array, best: int) -> tuple[Array, Array]:
+def _lowest(grid: Array, values: Array, least: float) -> int:
+    """Where the loss is smallest among the step sizes from `least` on."""
+    return int(np.where(np.isfinite(values) & (grid >= least), values, np.inf).argmin())
+
+
+def _refined(losses_at: Any, grid: Array, values: Array, best: int, least: float) -> tuple[Array, Array]:
     """Grid and losses with those step sizes added that Brent's method tried around the best."""
     tried: list[tuple[float, float]] = []
 
@@ -184,7 +216,7 @@ def _refined(losses_at: Any, grid: Array, values: Array, best: int) -> tuple[Arr
         tried.append((alpha, float(losses_at(np.array([alpha]))[0])))
         return tried[-1][1] if np.isfinite(tried[-1][1]) else float(np.finfo(np.float64).max)
 
-    low, high = grid[best - 1], grid[best + 1]
+    low, high = max(grid[best - 1], least), grid[best + 1]
     precision = _PRECISION * max(abs(grid[best]), (high - low) / 100)
     minimize_scalar(
         objective, bounds=(low, high), method="bounded", options={"xatol": precision, "maxiter": 20}

@@ -116,7 +116,7 @@ class MissedSearch:
         span: of all values seen; goes on growing.
         products: spent so far.
         found: missed pairs so far.
-        beyond: (value, residual) of the extreme Ritz pairs of the complement, (0 to 2, 2).
+        beyond: (value, residual) of the last round's Ritz pairs in the complement, (m, 2).
     """
 
     def __init__(
@@ -235,7 +235,7 @@ class MissedSearch:
     def _note(self, lanczos: Lanczos, ritz: Ritz, beyond: npt.NDArray[np.int64]) -> None:
         """Remember the extremes of what is not about to be added to the pairs."""
         left = np.setdiff1d(np.arange(len(ritz.values)), beyond)
-        self.beyond = np.stack([ritz.values, ritz.residuals], 1)[left[[0, -1]] if len(left) else []]
+        self.beyond = np.stack([ritz.values, ritz.residuals], 1)[left]
         values = ritz.values[left] if len(left) else ritz.values
         doubt = self._doubt(lanczos, ritz)
         gap = doubt / self.span.width if self.span.width else doubt

@@ -60,7 +60,7 @@ class SymmetricOperator(LinearOperator, ABC):  # type: ignore[misc]
             parts = self._matmat(x.real), self._matmat(x.imag)
             return np.asarray(parts[0] + 1j * parts[1])
         rows = torch.as_tensor(np.ascontiguousarray(x.T), dtype=self.vector_dtype, device=self.device)
-        return np.asarray(self.multiply(rows).cpu().numpy().T, dtype=self.dtype)
+        return np.asarray(self.multiply(rows).detach().cpu().numpy().T, dtype=self.dtype)
 
     def _adjoint(self) -> SymmetricOperator:
         return self
@@ -78,15 +78,15 @@ class MatrixOperator(SymmetricOperator):
     def _multiply(self, vectors: torch.Tensor) -> torch.Tensor:
         try:
             product = self._matrix.matmat(vectors.numpy().T)
-            if np.iscomplexobj(product):
-                raise HessianError(_COMPLEX)
-            product = np.ascontiguousarray(np.asarray(product, np.float64).T)
+            real = np.asarray(product.real, np.float64)
         except (ValueError, TypeError) as error:  # scipy's own words for a product of the wrong shape or kind
             raise HessianError(
                 f"a product with the operator failed ({_first_line(error)}); it must map real vectors of "
                 f"length {self.shape[0]} to vectors of that length."
             ) from error
-        return torch.as_tensor(product)
+        if np.iscomplexobj(product):
+            raise HessianError(_COMPLEX)
+        return torch.as_tensor(np.ascontiguousarray(real.T))
 
 
 _COMPLEX = (
@@ -103,12 +103,12 @@ def as_operator(matrix: object) -> SymmetricOperator:
     """
     if isinstance(matrix, SymmetricOperator):
         return _square(matrix)
+    if isinstance(matrix, (np.ndarray, torch.Tensor)) and matrix.ndim != 2:
+        raise HessianError(f"a symmetric operator is square; this one has shape {tuple(matrix.shape)}.")
     try:
         if isinstance(matrix, torch.Tensor):
             matrix = matrix.detach().to_dense().cpu()
             matrix = (matrix if matrix.is_complex() else matrix.double()).numpy()
-        if isinstance(matrix, np.ndarray) and matrix.ndim != 2:
-            raise HessianError(f"a symmetric operator is square; this one has shape {matrix.shape}.")
         operator = aslinearoperator(matrix)
         kind = np.dtype(operator.dtype).kind
     except (TypeError, ValueError, NotImplementedError) as error:

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
 
 from .block import Block, rayleigh_ritz
+from .errors import HessianError
+from .lanczos import check_symmetry
 from .missed import Goal
 from .operator import SymmetricOperator
 from .products import Products
-from .rows import Matrix
+from .rows import Matrix, gram
 
 __all__ = ["eigsh_block"]
 
@@ -52,8 +54,14 @@ def eigsh_block(
             _, vectors = eigsh(counted, which=which, v0=v0, ncv=max_basis, **accuracy)
         except ArpackNoConvergence as error:
             vectors = error.eigenvectors
+        except ArpackError as error:
+            raise HessianError(f'eigsh failed ({error}); method="lanczos" may not.') from error
         found.append(vectors.T)
     # If an eigenvalue is at both ends, its vectors from the two calls need not be orthogonal.
     stack = np.linalg.qr(np.concatenate(found).T)[0].T
     rows = tensor(stack)
-    return rayleigh_ritz(rows, products(rows))
+    images = products(rows)
+    projected = gram(rows, images)
+    scale = float(images.double().norm(dim=1).max())
+    check_symmetry(float(np.abs(projected - projected.T).max()), scale, operator.eps)
+    return rayleigh_ritz(rows, images)

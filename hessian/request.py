@@ -13,13 +13,14 @@ from .missed import Goal
 from .operator import SymmetricOperator
 from .results import Eigenpair, Spectrum
 
-__all__ = ["CERTIFICATE", "basis_capacity", "checked_goal", "product_limit", "start_vector"]
+__all__ = ["CERTIFICATE", "basis_capacity", "checked_goal", "product_limit", "seeded", "start_vector"]
 
 CERTIFICATE = 2  # products that certify all residuals together
 
-# By default the basis takes no more memory than this, and no more vectors than help.
+# By default the basis takes no more memory than this, and no more vectors than help: all of a small space.
 _MEMORY = 2 << 30
 _VECTORS = 160
+_SMALL = 400
 
 
 def checked_goal(
@@ -60,7 +61,7 @@ def checked_goal(
             f"be found, and all together {CERTIFICATE} for their residuals; allow at least "
             f"{wanted + CERTIFICATE}."
         )
-    return Goal(largest, smallest, tol, rtol, 10 * operator.eps)
+    return Goal(largest, smallest, tol, min(rtol, 1 / operator.eps), 10 * operator.eps)
 
 
 def product_limit(goal: Goal, max_products: int | None) -> int:
@@ -80,13 +81,26 @@ def basis_capacity(operator: SymmetricOperator, wanted: int, max_basis: int | No
     if max_basis is None:
         affordable = _MEMORY // (size * torch.finfo(operator.vector_dtype).bits // 8)
         least = wanted + wanted // 2 + 8
-        max_basis = max(least, min(affordable, max(_VECTORS, 3 * wanted + 40)))
+        useful = size if size <= _SMALL else max(_VECTORS, 3 * wanted + 40)
+        max_basis = max(least, min(affordable, useful))
     elif max_basis < min(wanted + 3, size):
         raise HessianError(
             f"max_basis={max_basis} leaves no room to iterate on {wanted} eigenpairs; allow at least "
             f"{wanted + 3}, better {2 * wanted + 20}."
         )
     return min(max_basis, size)
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A random stream of one's own.
+
+    Raises:
+        HessianError: for a seed that is none.
+    """
+    try:
+        return torch.Generator().manual_seed(seed)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise HessianError(f"seed={seed!r} is not a seed; give a whole number of up to 63 bits.") from error
 
 
 def start_vector(start: object, operator: SymmetricOperator) -> torch.Tensor | None:
@@ -122,4 +136,9 @@ def _vectors(start: Any) -> Iterable[Any]:
         return [start.vector]
     if isinstance(start, (np.ndarray, torch.Tensor)):
         return start[None] if start.ndim == 1 else start
-    return [item.vector if isinstance(item, Eigenpair) else item for item in start]
+    try:
+        return [item.vector if isinstance(item, Eigenpair) else torch.as_tensor(item) for item in start]
+    except (TypeError, ValueError) as error:
+        raise HessianError(
+            f"start={start!r} is not a start; give a spectrum, eigenpairs, or vectors as rows."
+        ) from error

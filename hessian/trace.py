@@ -14,6 +14,7 @@ from tqdm import tqdm
 from .errors import HessianError
 from .operator import SymmetricOperator, as_operator
 from .products import Products
+from .request import seeded
 from .rows import combine, combine_in_place, gram
 
 __all__ = ["Estimate", "frobenius_norm", "trace"]
@@ -70,7 +71,7 @@ def trace(operator: object, *, products: int = 100, seed: int = 0, progress: boo
     with _Multiplier(operator, min(products, size), "trace", progress) as multiply:
         if products >= size:
             return Estimate(sum(multiply.quadratic_forms(_unit_vectors(operator))) * multiply.unit, 0.0)
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed)
         third = products // 3
         basis = _orthonormal(multiply.rows(_signs(operator, third, generator), third))
         captured = sum(multiply.quadratic_forms(basis.split(_BLOCK)))
@@ -107,7 +108,7 @@ def frobenius_norm(
         if products >= size:
             squares = sum(multiply.squared_norms(_unit_vectors(operator)))
             return Estimate(math.sqrt(squares) * multiply.unit, 0.0)
-        signs = _signs(operator, products, torch.Generator().manual_seed(seed))
+        signs = _signs(operator, products, seeded(seed))
         square = Estimate.from_samples(list(multiply.squared_norms(signs)))
     norm = math.sqrt(square.value)
     error = square.standard_error / (2 * norm) if norm else 0.0
