@@ -7,9 +7,9 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import IO
 
 from .errors import AnalysisError
 
@@ -124,21 +124,22 @@ def append_line(path: Path, line: str) -> None:
 
 def append_bytes(path: Path, content: bytes) -> None:
     """Likewise for a file that has no lines."""
-    with readable_errors(path), _waiting_for(path, "ab") as file:
+    with readable_errors(path), _waiting_for(path, "a") as file:
         start = os.fstat(file.fileno()).st_size
         try:
-            file.write(content)
-            file.flush()
+            while content:
+                content = content[file.write(content) :]
             os.fsync(file.fileno())
         except OSError:
-            os.truncate(path, start)
+            with suppress(OSError):  # a device cannot be cut
+                os.truncate(path, start)
             raise
 
 
 def drop_partial_line(path: Path) -> None:
     """Cut off what a killed process left behind the last newline."""
     if path.exists():
-        with _waiting_for(path, "r+b") as file:
+        with _waiting_for(path, "r+") as file:
             content = file.read()
             whole = content.rfind(b"\n") + 1
             if whole < len(content):
@@ -152,7 +153,7 @@ def keep_lines(path: Path, wanted: Callable[[bytes], bool]) -> None:
         AnalysisError: as `write_atomically`.
     """
     if path.exists():
-        with _waiting_for(path, "r+b") as file:
+        with _waiting_for(path, "r+") as file:
             lines = file.readlines()
             kept = [line for line in lines if wanted(line)]
             if len(kept) < len(lines):
@@ -160,10 +161,10 @@ def keep_lines(path: Path, wanted: Callable[[bytes], bool]) -> None:
 
 
 @contextmanager
-def _waiting_for(path: Path, mode: str) -> Iterator[IO[bytes]]:
-    """Open a file when no other process is changing it."""
+def _waiting_for(path: Path, mode: str) -> Iterator[FileIO]:
+    """Open a file when no other process is changing it; unbuffered, so that closing it writes nothing."""
     while True:
-        with path.open(mode) as file:
+        with FileIO(path, mode) as file:
             locked(file.fileno(), wait=True)
             if is_still(path, file.fileno()):  # and not replaced while this one waited
                 yield file
@@ -184,7 +185,12 @@ def readable_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise AnalysisError(f"cannot write {str(path)!r}: {in_words(error)}.") from error
+        raise AnalysisError(f"cannot write {_shown(path)!r}: {in_words(error)}.") from error
+
+
+def _shown(path: Path) -> str:
+    """The path, or the end of it if it fills a page."""
+    return str(path) if len(str(path)) < 300 else f"...{str(path)[-100:]}"
 
 
 def in_words(error: OSError) -> str:

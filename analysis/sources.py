@@ -73,7 +73,9 @@ def find_device(name: str) -> torch.device:
         AnalysisError: if it is not there.
     """
     try:
-        return torch.empty(0, device=name).device
+        one = torch.zeros(1, device=name)
+        one.item()  # "meta" has no values
+        return one.device
     except (RuntimeError, AssertionError) as error:
         raise AnalysisError(f"there is no device {name!r} here; use --device cpu.") from error
 

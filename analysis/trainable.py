@@ -48,8 +48,11 @@ def _logits(output: Any) -> list[torch.Tensor]:
     return found
 
 
-def require_trainable(model: nn.Module, split: Any) -> None:
+def require_trainable(model: nn.Module, split: Any) -> torch.Tensor:
     """Refuse models and examples that cannot be trained before anything long begins.
+
+    Returns:
+        The inputs of two examples.
 
     Raises:
         AnalysisError: saying what is wrong with them.
@@ -60,8 +63,9 @@ def require_trainable(model: nn.Module, split: Any) -> None:
         raise AnalysisError("the model has no parameters to train: it has none, or all are frozen.")
     batch = SeededBatches(split).__getitems__(range(min(2, len(split))))
     try:
-        x, y = default_collate(batch)
-        x, y = x.to(device_of(model)), y.to(device_of(model))
+        images, labels = default_collate(batch)
+        x: torch.Tensor = images.to(device_of(model))
+        y: torch.Tensor = labels.to(device_of(model))
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise AnalysisError(
             "an example must be a tensor, of the same shape as the others, and a class number: (x, y)."
@@ -87,3 +91,4 @@ def require_trainable(model: nn.Module, split: Any) -> None:
         raise AnalysisError(
             "no gradient reaches the model's parameters: its forward detaches what it returns."
         )
+    return x

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from probes import ProbeError, ProbeResult, ProbeSet
+from probes.host import held_fixed
 
 from .checkpoint import load_checkpoint, save_checkpoint
 from .errors import AnalysisError
@@ -32,6 +35,10 @@ from .trainable import require_trainable, training_loss
 __all__ = ["TrainSettings", "train"]
 
 _CHECKPOINT_SECONDS = 60.0
+_BEFORE_THE_FIRST_STEP = (
+    *("config.json", "results.jsonl", "events.out.tfevents.*"),
+    *("snapshots/step_00000000.*", "figures/probes_test_*step_00000000.png"),
+)
 
 
 def train(
@@ -62,7 +69,7 @@ def train(
     with exclusive(path, "train"):
         begun = _begun(path, settings, resume)
         saved = path / "resume.pt"
-        checkpoint = load_checkpoint(saved) if begun and saved.exists() else None
+        checkpoint = load_checkpoint(saved) if begun and os.path.lexists(saved) else None
         job = _Job(settings, saved, progress)
         config = {**asdict(settings), "data_fingerprint": fingerprint(job.data, settings.seed)}
         if begun and read_config(path).get("data_fingerprint") != config["data_fingerprint"]:
@@ -72,10 +79,12 @@ def train(
         # Everything has been looked at; from here on the directory is changed.
         if not begun:
             _clear(path)
-        with Run(path, config, resume_at=job.step if resume else None) as run, job.probes:
-            if checkpoint is None:
-                job.measure_fitted(run)
-                job.save()
+        with job.probes:
+            with nullcontext() if begun else _taken_back(path):
+                run = Run(path, config, resume_at=job.step if resume else None)
+                if checkpoint is None:
+                    job.measure_fitted(run)
+                    job.save()
             job.train(run)
             if not any(step == job.total and r.split == "test" for step, r in run.probe_results()):
                 job.measure_fitted(run)
@@ -100,7 +109,7 @@ class _Job:
         )
         seed_streams(settings.seed)
         self.model = load_model(settings.model, self.data.num_classes).to(find_device(settings.device))
-        require_trainable(self.model, self.data.train)
+        example = require_trainable(self.model, self.data.train)
         self.optimizer = OPTIMIZERS[settings.optimizer](self.model.parameters(), settings.lr)
         layers = "auto" if settings.probe == ("auto",) else settings.probe
         self.probes = ProbeSet(
@@ -112,6 +121,8 @@ class _Job:
             lr=settings.probe_lr,
             seed=settings.seed,
         )
+        with held_fixed(self.model):
+            self.model(example)  # a layer that cannot be probed is refused before anything is written
         self.step = 0
         self._losses: list[torch.Tensor] = []  # since the last evaluation
         self.per_epoch = len(_batches(self.data.train, settings, 0))
@@ -230,9 +241,10 @@ def _begun(path: Path, settings: TrainSettings, resume: bool) -> bool:
     A command that failed before its first step leaves nothing that is worth keeping.
     """
     config, records = read_config(path), RunRecords(path)
+    list(records.probe_results())  # refuses damaged ones
     steps = [int(record["step"]) for record in records.records()] + list(records.snapshots())
     began_here = "data_fingerprint" in config and "fit_epochs" in config
-    worth = (path / "resume.pt").exists() or max(steps, default=-1) > (0 if began_here else -1)
+    worth = os.path.lexists(path / "resume.pt") or max(steps, default=-1) > (0 if began_here else -1)
     if not resume:
         if worth or (config and not began_here):
             raise AnalysisError(
@@ -252,9 +264,22 @@ def _begun(path: Path, settings: TrainSettings, resume: bool) -> bool:
     return True
 
 
+@contextmanager
+def _taken_back(path: Path) -> Iterator[None]:
+    """Leave nothing of a command that fails before its first step."""
+    try:
+        yield
+    except BaseException:
+        _clear(path)
+        raise
+
+
 def _clear(path: Path) -> None:
-    """Take away what a command left that failed before its first step."""
+    """Take away what was written before the first step."""
     with readable_errors(path):
-        for pattern in ("config.json", "results.jsonl", "snapshots/step_*", "events.out.tfevents.*"):
+        for pattern in _BEFORE_THE_FIRST_STEP:
             for file in path.glob(pattern):
                 file.unlink()
+        for folder in (path / "snapshots", path / "figures"):
+            with suppress(OSError):  # something else stands in it, or it is not there
+                folder.rmdir()

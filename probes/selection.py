@@ -236,7 +236,11 @@ def _glob_regex(glob: str) -> re.Pattern[str]:
     """`*` and `?` within one part of a dotted name, `**` across parts, `**.` also for no part at all."""
     pieces = {"**.": r"(?:.*\.)?", "**": ".*", "*": r"[^.]*", "?": r"[^.]"}
     tokens = re.split(r"(\*\*\.|\*\*|\*|\?|\[[^\]]+\])", glob)
-    return re.compile("".join(pieces.get(t, t if t.startswith("[") else re.escape(t)) for t in tokens))
+    classes = [t for t in tokens if t.startswith("[") and t.endswith("]")]
+    try:
+        return re.compile("".join(pieces.get(t, t if t in classes else re.escape(t)) for t in tokens))
+    except re.error as error:
+        raise ProbeError(f"{glob!r} is no pattern of names: {error}.") from error
 
 
 def _may_be_operation(leaf: str) -> bool:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .options import folder
 from .report import report_probes, report_spectra
 
 __all__ = ["add"]
@@ -15,7 +16,7 @@ def add(commands: Any) -> None:
     """Declare the command."""
     text = "see what each layer of a small convnet knows of handwritten digits, and how its loss bends"
     parser = commands.add_parser("demo", help=text, description=text + " (a minute, no download)")
-    parser.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/demo)")
+    parser.add_argument("--run", type=folder, metavar="DIR", help="run directory (default: runs/demo)")
     parser.set_defaults(run_command=_demo)
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from .options import count, option_of, settings_from
+from .options import count, folder, option_of, settings_from
 from .report import report_spectra
 
 __all__ = ["add"]
@@ -29,7 +28,9 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     option = partial(option_of, HessianSettings, parser)
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run directory with snapshots")
+    parser.add_argument(
+        "--run", type=folder, required=True, metavar="DIR", help="run directory with snapshots"
+    )
     option("largest", "eigenpairs at the upper end, LA", type=count, metavar="K")
     option("smallest", "eigenpairs at the lower end, SA", type=count, metavar="J")
     option("tol", "largest residual of a converged pair / the spectrum's width", type=float, metavar="TOL")
@@ -50,8 +51,8 @@ def add(commands: Any) -> None:
         "how products are computed, instead of by the first way that works and fits the memory",
         choices=MODES,
     )
-    option("steps", "only these snapshots", nargs="+", type=int, metavar="STEP")
-    option("seed", "of the subset and the solver", type=int, metavar="N")
+    option("steps", "only these snapshots", nargs="+", type=count, metavar="STEP")
+    option("seed", "of the subset and the solver", type=count, metavar="N")
     option("device", "cpu, cuda, ...", metavar="NAME")
     parser.set_defaults(run_command=_hessian)
 

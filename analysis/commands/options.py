@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = ["count", "option_of", "positive", "settings_from"]
+__all__ = ["count", "folder", "option_of", "positive", "settings_from"]
 
 T = TypeVar("T")
 
@@ -27,16 +28,27 @@ def settings_from(options: argparse.Namespace, settings: type[T]) -> T:
 
 def positive(text: str) -> int:
     """A whole number above 0."""
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive whole number")
+    if not _is_whole(text) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no positive whole number")
     return int(text)
 
 
 def count(text: str) -> int:
     """A whole number, 0 included."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    if not _is_whole(text):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number")
     return int(text)
+
+
+def folder(text: str) -> Path:
+    """A folder's name."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError("give the name of a folder")
+    return Path(text)
+
+
+def _is_whole(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 20  # "²" is a digit, too
 
 
 def _shown(value: object) -> str:

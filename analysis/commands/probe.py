@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import AnalysisError
-from .options import count, option_of, positive, settings_from
+from .options import count, folder, option_of, positive, settings_from
 
 if TYPE_CHECKING:
     from probes import Estimate, ProbeResult
@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     option = partial(option_of, ProbeSettings)
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run directory")
+    parser.add_argument("--run", type=folder, required=True, metavar="DIR", help="run directory")
     what = parser.add_argument_group("a trained model")
     what.add_argument("--model", help="torchvision:NAME, timm:NAME or my.module:function")
     what.add_argument(
@@ -102,8 +102,8 @@ def add(commands: Any) -> None:
     )
     option(how, "batch-size", "examples per forward", type=positive, metavar="N")
     option(how, "workers", "processes that load data", type=count, metavar="N")
-    option(how, "steps", "only these snapshots", nargs="+", type=int, metavar="STEP")
-    option(how, "seed", "of random features and of the choice of examples", type=int, metavar="N")
+    option(how, "steps", "only these snapshots", nargs="+", type=count, metavar="STEP")
+    option(how, "seed", "of random features and of the choice of examples", type=count, metavar="N")
     option(how, "device", "cpu, cuda, ...", metavar="NAME")
     picture = parser.add_argument_group("the picture of the network")
     option(picture, "palette", "of its colours", choices=("red-green", "colour-blind"))

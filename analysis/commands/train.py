@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from .options import option_of, positive, settings_from
+from .options import count, folder, option_of, positive, settings_from
 from .report import report_probes
 
 __all__ = ["add"]
@@ -35,16 +34,16 @@ def add(commands: Any) -> None:
         help="torchvision:NAME, folder:PATH, npz:PATH, sklearn:digits or my.module:function",
     )
     option(what, "data-dir", "where torchvision finds its data", metavar="DIR")
-    option(what, "image-size", "resize images to this many pixels", type=int, metavar="N")
+    option(what, "image-size", "resize images to this many pixels", type=positive, metavar="N")
     what.add_argument("--rgb", action="store_true", help="give grey images three channels")
     how = parser.add_argument_group("how to train")
     option(how, "epochs", "passes over the training set", type=positive, metavar="N")
     option(how, "batch-size", "examples per step", type=positive, metavar="N")
     option(how, "optimizer", "sgd, adam, adamw or rmsprop", metavar="NAME")
     option(how, "lr", "its learning rate", type=float, metavar="RATE")
-    option(how, "seed", "of weights, data order and random features", type=int, metavar="N")
+    option(how, "seed", "of weights, data order and random features", type=count, metavar="N")
     option(how, "device", "cpu, cuda, ...", metavar="NAME")
-    option(how, "workers", "processes that load data", type=int, metavar="N")
+    option(how, "workers", "processes that load data", type=count, metavar="N")
     probes = parser.add_argument_group("what to measure")
     option(
         probes,
@@ -60,7 +59,7 @@ def add(commands: Any) -> None:
     option(probes, "evaluate", "when to evaluate: log:20, every:100, epoch or none", metavar="WHEN")
     option(probes, "snapshots", "when to save the weights, likewise", metavar="WHEN")
     run = parser.add_argument_group("where")
-    run.add_argument("--run", type=Path, required=True, metavar="DIR", help="run directory")
+    run.add_argument("--run", type=folder, required=True, metavar="DIR", help="run directory")
     run.add_argument("--resume", action="store_true", help="go on with the run that is there")
     parser.set_defaults(run_command=_train)
 
