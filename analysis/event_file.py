@@ -1,4 +1,4 @@
-"""A file of TensorBoard events, each on disk when the call returns."""
+"""A file of TensorBoard events, each written when the call returns."""
 
 from __future__ import annotations
 
@@ -48,4 +48,4 @@ class EventFile:
         records = RecordWriter(buffer)
         for event in events:
             records.write(event.SerializeToString())
-        append_bytes(self._path, buffer.getvalue())
+        append_bytes(self._path, buffer.getvalue(), sync=False)

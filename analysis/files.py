@@ -119,17 +119,18 @@ def append_line(path: Path, line: str) -> None:
     Raises:
         AnalysisError: as `write_atomically`.
     """
-    append_bytes(path, line.encode() + b"\n")
+    append_bytes(path, line.encode() + b"\n", sync=True)
 
 
-def append_bytes(path: Path, content: bytes) -> None:
-    """Likewise for a file that has no lines."""
+def append_bytes(path: Path, content: bytes, *, sync: bool) -> None:
+    """Likewise for a file that has no lines, flushed to disk at once or when the system sees fit."""
     with readable_errors(path), _waiting_for(path, "a") as file:
         start = os.fstat(file.fileno()).st_size
         try:
             while content:
                 content = content[file.write(content) :]
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         except OSError:
             with suppress(OSError):  # a device cannot be cut
                 os.truncate(path, start)

@@ -48,17 +48,15 @@ def _logits(output: Any) -> list[torch.Tensor]:
     return found
 
 
-def require_trainable(model: nn.Module, split: Any) -> torch.Tensor:
+def require_trainable(model: nn.Module, split: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Refuse models and examples that cannot be trained before anything long begins.
 
     Returns:
-        The inputs of two examples.
+        A batch of two examples, on the model's device.
 
     Raises:
         AnalysisError: saying what is wrong with them.
     """
-    if len(split) == 0:
-        raise AnalysisError("the training set is empty.")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise AnalysisError("the model has no parameters to train: it has none, or all are frozen.")
     batch = SeededBatches(split).__getitems__(range(min(2, len(split))))
@@ -91,4 +89,4 @@ def require_trainable(model: nn.Module, split: Any) -> torch.Tensor:
         raise AnalysisError(
             "no gradient reaches the model's parameters: its forward detaches what it returns."
         )
-    return x
+    return x, y

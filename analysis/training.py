@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from probes import ProbeError, ProbeResult, ProbeSet
-from probes.host import held_fixed
 
 from .checkpoint import load_checkpoint, save_checkpoint
 from .errors import AnalysisError
@@ -121,8 +120,7 @@ class _Job:
             lr=settings.probe_lr,
             seed=settings.seed,
         )
-        with held_fixed(self.model):
-            self.model(example)  # a layer that cannot be probed is refused before anything is written
+        self.probes.evaluate([example], progress=False)  # refuses what cannot be probed
         self.step = 0
         self._losses: list[torch.Tensor] = []  # since the last evaluation
         self.per_epoch = len(_batches(self.data.train, settings, 0))

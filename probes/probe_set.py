@@ -279,7 +279,7 @@ class ProbeSet:
         for epoch in range(max_epochs):
             before = self._bank.steps
             for _, batch, y in self._batches(loader, f"fit {epoch + 1}/{max_epochs}", progress):
-                if any(len(x) for x, _ in batch.values()):  # an empty batch says nothing
+                if not batch or any(len(x) for x, _ in batch.values()):  # an empty batch says nothing
                     self._train(batch, y)
             if self._bank.steps == before:
                 raise ProbeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 from analysis.cli import main
 
+ROOT = Path(__file__).parents[2]
 TRAIN = [
     *("train", "--model", "tests.analysis.small:model", "--data", "tests.analysis.small:data"),
     *("--epochs", "1", "--fit-epochs", "1", "--batch-size", "32"),
@@ -26,7 +28,9 @@ def test_train_prints_a_table_and_names_the_figure(
     run = tmp_path / "run"
     assert main([*TRAIN, "--probe", "input", "conv", "--run", str(run)]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"^input +36 \(flatten\) +\d+\.\d\d ± \d+\.\d\d +\d+\.\d\d ± \d+\.\d\d$", printed, re.M)
+    assert re.search(
+        r"^input +36 \(flatten .*\) +\d+\.\d\d ± \d+\.\d\d +\d+\.\d\d ± \d+\.\d\d$", printed, re.M
+    )
     assert "always the majority class" in printed
     figure = re.search(r"^figure: (.*)$", printed, re.M)
     assert figure is not None
@@ -78,6 +82,82 @@ def test_help_has_examples_and_defaults(capsys: pytest.CaptureFixture[str]) -> N
         assert words in capsys.readouterr().out
 
 
+LAYERS = ["layers", "--model", "tests.analysis.small:model", "--input", "1x6x6"]
+
+
+@pytest.mark.parametrize("buffering", [1, -1])  # the error comes from a print, or from the last flush
+@pytest.mark.parametrize("words", [LAYERS, ["--help"]])
+def test_a_reader_that_goes_away_is_no_error(
+    buffering: int, words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`| head` ended in a traceback."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=buffering) as pipe, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", pipe)
+        with contextlib.suppress(SystemExit):  # of --help
+            assert main(words) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("buffering", [1, -1])
+def test_output_that_has_no_room_is_one_sentence(
+    buffering: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open("/dev/full", "w", buffering=buffering) as full, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", full)
+        assert main(LAYERS) == 1
+    said = capsys.readouterr().err
+    assert said == "thermoscope: cannot print the results: No space left on device; they are kept.\n"
+
+
+def test_a_pipe_that_breaks_elsewhere_is_an_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of a worker process that died; a success without results would be worse than a traceback."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("probes.hook_points", broken)
+    assert main(LAYERS) == 1
+    assert capsys.readouterr().err.startswith("thermoscope: BrokenPipeError: ")
+
+
+@pytest.mark.parametrize("module", ["torch", "analysis.commands"])
+def test_an_interrupt_while_it_starts_is_one_sentence(module: str) -> None:
+    """It ended in a page of import statements."""
+    code = (
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == {module!r}: raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "from analysis.cli import main\n"
+        "sys.exit(main(['layers', '--model', 'torchvision:resnet18']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "\nthermoscope: interrupted; what was finished is kept.\n"
+
+
+def test_what_the_users_own_code_raises_is_named_with_its_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slip_of_mine.py").write_text(
+        "def build():\n    return helper()\n\ndef helper():\n    {}['k']\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = ["layers", "--model", "slip_of_mine:build"]
+    assert main(words) == 1
+    place = rf"in {re.escape(str(tmp_path))}/slip_of_mine.py, line 5, helper"
+    printed = capsys.readouterr().err
+    assert re.fullmatch(rf"thermoscope: KeyError: 'k' \({place}; .*--debug .* traceback\)\.\n", printed)
+    for debug in (["--debug", *words], [*words, "--debug"]):
+        with pytest.raises(KeyError):
+            main(debug)
+
+
 def test_layers_are_listed_in_execution_order(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["layers", "--model", "torchvision:resnet18", "--input", "3x64x64"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
@@ -99,10 +179,9 @@ def test_layers_are_listed_in_execution_order(capsys: pytest.CaptureFixture[str]
 def test_an_interrupt_keeps_what_was_finished(tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [sys.executable, "-m", "analysis.cli", *TRAIN, "--epochs", "2000", "--run", str(run)]
-    root = Path(__file__).parents[2]
     process = subprocess.Popen(
         command,
-        cwd=root,
+        cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,

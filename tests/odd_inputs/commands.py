@@ -275,7 +275,7 @@ def user_code() -> list[Case]:
             typed(*TRAIN, "--model", "no_such:model", *SMALL[2:]),
             "there is no module 'no_such'",
         ),
-        Case("an empty training set", with_data("empty_training"), "the training set is empty"),
+        Case("an empty training set", with_data("empty_training"), "are empty"),
         Case("images of different shapes", with_data("ragged"), "of the same shape"),
         Case("pictures that are text", with_data("text_inputs"), "an example must be a tensor"),
         Case("labels between the classes", with_data("float_labels"), "class numbers"),
