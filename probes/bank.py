@@ -55,6 +55,8 @@ class Bank:
         self.targets = dict(targets)
         self.lrs = tuple(lrs)
         self.groups: list[Group] = []
+        self.specs: dict[str, ProbeSpec] = {}  # of the layers that have probes
+        self._places: dict[str, tuple[Group, int]] = {}
         self._process_group = process_group
         self._optimizer: torch.optim.Adam | None = None
         self._units: dict[str, torch.Tensor] = {}  # of regression targets: (2, width), shift and scale
@@ -62,11 +64,6 @@ class Bank:
         self.steps = 0
 
     # -- which probes -------------------------------------------------------------------------------
-
-    @property
-    def specs(self) -> dict[str, ProbeSpec]:
-        """The layers that have probes."""
-        return {layer: ProbeSpec(layer, g.size, g.positions) for g in self.groups for layer in g.layers}
 
     def add(self, specs: Sequence[ProbeSpec], device: torch.device) -> None:
         """Give these layers probes, untrained: all weights zero, so every answer is equally likely."""
@@ -89,6 +86,9 @@ class Bank:
 
     def _adopt(self, group: Group) -> None:
         self.groups.append(group)
+        for i, layer in enumerate(group.layers):
+            self.specs[layer] = ProbeSpec(layer, group.size, group.positions)
+            self._places[layer] = group, i
         if self._optimizer is None:
             fused = group.mean.device.type in ("cpu", "cuda")
             empty = [{"params": [], "lr": lr} for lr in self.lrs]
@@ -271,10 +271,7 @@ class Bank:
         return self._find(layer)[0].steps
 
     def _find(self, layer: str) -> tuple[Group, int]:
-        for group in self.groups:
-            if layer in group.layers:
-                return group, group.layers.index(layer)
-        raise KeyError(layer)
+        return self._places[layer]
 
     # -- state --------------------------------------------------------------------------------------
 
@@ -320,4 +317,5 @@ class Bank:
                 f"the saved state of the probes is damaged ({type(error).__name__} at {error})."
             ) from error
         self.groups, self._optimizer = loaded.groups, loaded._optimizer
+        self.specs, self._places = loaded.specs, loaded._places
         self._units, self.steps = loaded._units, loaded.steps

@@ -30,11 +30,17 @@ from .streams import random_signs, random_subset
 __all__ = ["BoundReduction", "bind"]
 
 Step: TypeAlias = Callable[[Features], Features]
+Memory: TypeAlias = Callable[[tuple[int, ...], torch.device], torch.Tensor]
 _MAX_PROJECTION = 2**28  # entries of a random matrix: 1 GiB
 _POOLS: dict[str, tuple[Callable[..., torch.Tensor], ...]] = {
     "avg": (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
     "max": (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
 }
+
+
+def fresh(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Memory of its own for float32 features."""
+    return torch.empty(shape, dtype=torch.float32, device=device)
 
 
 @dataclass(frozen=True)
@@ -55,22 +61,19 @@ class BoundReduction:
     steps: tuple[Step, ...]
 
     def __call__(
-        self, features: Features, buffer: torch.Tensor | None = None
+        self, features: Features, memory: Memory = fresh
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """A float32 copy (B, size), or (B, *positions, size); and which positions are data.
+        """A float32 copy (B, size), or (B, *positions, size), in this memory; and which positions are data.
 
-        The copy is made in `buffer` if that has its shape: a large tensor's memory costs more than copying.
+        It is a copy in any case: the model may change its own tensor in place after the hook.
         """
-        original = features.value
         for step in self.steps:
             features = step(features)
-        value = features.channels_last() if self.positions else features.value.flatten(1)
-        value = value.to(torch.float32)
-        # The model may change its own tensor in place after the hook.
-        shares = value.untyped_storage().data_ptr() == original.untyped_storage().data_ptr()
-        if shares and buffer is not None and buffer.shape == value.shape and buffer.device == value.device:
-            return buffer.copy_(value), features.valid
-        return (value.clone() if shares else value), features.valid
+        value = features.channels_last() if self.positions else features.value
+        shape = tuple(value.shape) if self.positions else (len(value), features.numbers)
+        copy = memory(shape, value.device)
+        copy.view(value.shape).copy_(value)
+        return copy, features.valid
 
 
 def bind(reduce: Reduce, features: Features, *, seed: int, name: str) -> BoundReduction:

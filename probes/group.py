@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .buffers import stacked
 from .errors import ProbeError
 
 __all__ = ["Group", "Terms"]
@@ -61,7 +62,7 @@ class Group:
                 f"layers {' and '.join(map(repr, positions.values()))} had the same positions before and now "
                 f"have {' and '.join(map(str, positions))}; keep the input size fixed."
             )
-        return rows[0][None] if len(rows) == 1 else torch.stack(rows), next(iter(positions))
+        return stacked(rows), next(iter(positions))
 
     def moments(self, x: torch.Tensor, reduce: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and variance (G, size) of a batch's features; notes a fault where these are not finite."""

@@ -36,7 +36,8 @@ _LABEL_KEYS = ("labels", "label", "y", "targets", "target")
 @contextmanager
 def plain_arithmetic(device_type: str) -> Iterator[None]:
     """Compute as always, whatever modes the caller is in: no gradients, autocast or inference mode."""
-    with torch.no_grad(), torch.inference_mode(False), torch._C.DisableTorchFunction():
+    # In this order: leaving inference mode switches gradients on.
+    with torch.inference_mode(False), torch.no_grad(), torch._C.DisableTorchFunction():
         if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
             with torch.autocast(device_type, enabled=False):
                 yield

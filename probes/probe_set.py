@@ -170,6 +170,7 @@ class ProbeSet:
                     "fixed)."
                 )
             self._train(batch or {}, y)
+            self._reader.buffers.arrange(group.layers for group in self._bank.groups)
 
     def _train(self, batch: Batch, y: torch.Tensor | Mapping[str, torch.Tensor]) -> None:
         with plain_arithmetic(device_of(self.model).type):
@@ -205,8 +206,7 @@ class ProbeSet:
         if training or not self._bank.steps:
             found = {layer: bound[layer] for layer in ran if layer not in specs}
             self._bank.add([ProbeSpec(n, b.size, b.positions) for n, b in found.items()], device)
-            specs = self._bank.specs
-        self._layers = _merged([layer for layer in ran if layer in self._bank.specs], self._layers)
+        self._layers = _merged([layer for layer in ran if layer in specs], self._layers)
         for layer, (x, valid) in batch.items():
             if layer in specs and x.shape[-1] != specs[layer].size:
                 raise ProbeError(_size_changed(layer, specs[layer].size, x.shape[-1]))
@@ -373,9 +373,9 @@ class ProbeSet:
 
 def _merged(new: list[str], old: list[str]) -> list[str]:
     """Names in the newest execution order; those that did not run stay behind their old neighbour."""
-    merged = list(new)
+    merged, known = list(new), set(new)
     for i, name in enumerate(old):
-        if name not in merged:
+        if name not in known:
             merged.insert(merged.index(old[i - 1]) + 1 if i else 0, name)
     return merged
 

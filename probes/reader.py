@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .bound import BoundReduction, bind
+from .buffers import Buffers
 from .errors import ProbeError
 from .host import plain_arithmetic
 from .layout import Layout, infer_layout
@@ -64,7 +66,7 @@ class FeatureReader:
         self._layouts: dict[str, Layout] = {}
         self._mask: torch.Tensor | None = None
         self._incoming: Batch = {}
-        self._buffers: dict[str, torch.Tensor] = {}  # the last training forward's copies
+        self.buffers = Buffers()  # of the last training forward
         self._used: set[str] = set()  # layers whose features somebody has taken
         self._thread = 0  # that ran the last whole forward
         self._is_lent = self._reads_all = False
@@ -115,7 +117,7 @@ class FeatureReader:
 
     def forget(self) -> None:
         """Drop features and their memory."""
-        self.features, self._incoming, self._buffers = None, {}, {}
+        self.features, self._incoming, self.buffers = None, {}, Buffers()
 
     # -- what the taps call -------------------------------------------------------------------------
 
@@ -165,9 +167,8 @@ class FeatureReader:
                 )
         if self._reads_all:
             return self.bound[name](features)
-        copy, valid = self.bound[name](features, self._buffers.get(name))
-        self._buffers[name] = copy  # nobody holds the features of an earlier training forward any more
-        return copy, valid
+        # Nobody holds the features of an earlier training forward any more.
+        return self.bound[name](features, partial(self.buffers.of, name))
 
     def _reduction_of(self, name: str) -> Reduce:
         if not isinstance(self._reduce, Mapping):

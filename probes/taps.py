@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from inspect import getattr_static
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -71,9 +71,11 @@ class Taps:
         self._wanted: dict[str, list[HookPoint]] = {}  # by candidate name; also remembers what is not wanted
         self._seen: dict[str, HookPoint] = {}
         self._called_from: dict[str, set[str]] = {}  # module path -> paths of the modules that called it
+        self._holds_operations: dict[str, bool] = {}  # by path, as far as was asked
         self._frames: list[Frame] = []
         self._calls: Counter[str] = Counter()
         self._order: list[str] = []
+        self._pruned = 0  # candidates that were known when unused hooks were last removed
         self._batch: int | None = None  # examples in the forward under way, if its first argument tells
         self._live = self._complete = self._all_matched = False
         self._lock = threading.Lock()  # of the beginning of a forward
@@ -147,7 +149,9 @@ class Taps:
         if caller is not None:
             caller.pause()
             self._called_from.setdefault(path, set()).add(caller.path)
-        candidate = HookPoint(self._numbered(path or OUTPUT), "output", path, type(module).__name__, module)
+        candidate = self._candidate(
+            self._numbered(path or OUTPUT), "output", path, type(module).__name__, module
+        )
         self._frames.append(Frame(candidate, self._interceptor(path, module)))
         self._hand_over(candidate, "input", (args, kwargs), lambda pick: argument(args, kwargs, pick))
         self._frames[-1].resume()
@@ -193,7 +197,9 @@ class Taps:
         complete, self._live = self._complete or self._has_enough(), False
         if complete:
             self.order = self._order
-            self._prune()
+            if len(self._wanted) > self._pruned:
+                self._pruned = len(self._wanted)
+                self._prune()
             self._receiver.end()
         self._abandon()
 
@@ -222,7 +228,7 @@ class Taps:
         if not name or next(tensors(result), None) is None:
             return
         numbered = self._numbered(f"{path}.{name}" if path else name)
-        candidate = HookPoint(numbered, "operation", path, name, scope.module)
+        candidate = self._candidate(numbered, "operation", path, name, scope.module)
         self._hand_over(candidate, "operation", result, lambda pick: element(result, pick))
 
     def _hand_over(self, candidate: HookPoint, kind: str, whole: Any, value_at: Callable[[str], Any]) -> None:
@@ -256,13 +262,24 @@ class Taps:
     def _has_enough(self) -> bool:
         return self.stop_after is not None and len(self._order) >= self.stop_after and self.error is None
 
+    def _candidate(
+        self, name: str, kind: Literal["output", "operation"], scope: str, type_name: str, module: nn.Module
+    ) -> HookPoint:
+        """The point of that name, which is the same in every forward as a rule."""
+        known = self._seen.get(name)
+        if known is None or known.module is not module or known.type != type_name:
+            known = HookPoint(name, kind, scope, type_name, module)
+        return known
+
     def _numbered(self, base: str) -> str:
         count = self._calls[base]
         self._calls[base] += 1
         return f"{base}_{count}" if count else base
 
     def _interceptor(self, path: str, module: nn.Module) -> Interceptor | None:
-        return Interceptor(self._operation) if self._selection.may_hold_operations(path, module) else None
+        if path not in self._holds_operations:
+            self._holds_operations[path] = self._selection.may_hold_operations(path, module)
+        return Interceptor(self._operation) if self._holds_operations[path] else None
 
     def _abandon(self) -> None:
         """Forget the forward under way, if any."""

@@ -14,6 +14,8 @@ from .errors import ProbeError
 
 __all__ = ["Classification", "MultiLabel", "Regression", "Target", "as_targets"]
 
+_FEW = 32  # classes
+
 
 @dataclass(frozen=True)
 class Classification:
@@ -74,7 +76,7 @@ class Classification:
     def loss_and_gradient(self, logits: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Per-row loss (G, n) and its gradient in the logits (G, n, c): softmax minus one-hot."""
         y = y.clamp(0, self.num_classes - 1)
-        log_p = F.log_softmax(logits, dim=-1)
+        log_p = _log_softmax(logits)
         loss = -log_p.gather(2, y.expand(len(logits), -1)[..., None]).squeeze(2)
         one_hot = y[:, None] == torch.arange(self.num_classes, device=y.device)
         return loss, log_p.exp_().sub_(one_hot.to(log_p.dtype))
@@ -243,6 +245,13 @@ def as_targets(num_classes: int | None, targets: Target | Mapping[str, Target] |
                 "or several by name."
             )
     return named  # type: ignore[return-value]  # just checked
+
+
+def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
+    """Over the last dimension; where that is short torch is up to thirty times faster along another one."""
+    if logits.shape[-1] > _FEW:
+        return F.log_softmax(logits, dim=-1)
+    return F.log_softmax(logits.transpose(-1, -2).contiguous(), dim=-2).transpose(-1, -2)
 
 
 def _real(y: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import sys
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,12 +15,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from probes import Classification, MultiLabel, ProbeError, ProbeSet, Regression, Target
 from probes.bank import Bank, ProbeSpec
+from probes.buffers import Buffers, stacked
 from probes.labels import Labels
 
-from .models import CLASSES, ConvNet, Mlp, Tagger, images, vectors
+from .models import CLASSES, ConvNet, Mlp, Tagger, assert_identical, images, vectors
 
 CPU = torch.device("cpu")
 
@@ -337,3 +342,110 @@ def test_rarely_active_features_are_not_forgotten() -> None:
         bank.step({"a": x}, Labels(torch.zeros(32, dtype=torch.int64), bank.targets, CPU))
     ratio = bank.groups[0].var / (0.002 * 0.998)
     assert 0.2 < float(ratio.min()) < float(ratio.max()) < 4
+
+
+# -- what a step costs ------------------------------------------------------------------------------
+
+
+class _Operations(TorchDispatchMode):
+    """Counts torch's operations, and the calls of Python and C functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+        self.calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def costs(layers: int) -> tuple[Counter[str], Counter[str], int]:
+    """Operations of a forward and of a step, and calls in both, once all is known."""
+    model = nn.Sequential(*(nn.Linear(6, 6) for _ in range(layers)))
+    x, y = vectors(1)[0]
+    with ProbeSet(model, "*", CLASSES) as probes:
+        for _ in range(12):
+            model(x)
+            probes.step(y)
+        with _Operations() as forward:
+            model(x)
+        with _Operations() as step:
+            probes.step(y)
+        calls = 0
+
+        def count(frame: Any, event: str, argument: Any) -> None:
+            nonlocal calls
+            calls += event in ("call", "c_call")
+
+        sys.setprofile(count)
+        try:
+            model(x)
+            probes.step(y)
+        finally:
+            sys.setprofile(None)
+    return forward.names, step.names, calls
+
+
+def test_layers_of_one_size_cost_one_copy_each_and_one_product() -> None:
+    """A step's operations do not depend on the number of layers; nothing grows faster than that number."""
+    (few, few_step, _), (many, many_step, _) = costs(3), costs(30)
+    assert many_step == few_step
+    assert not {"aten.stack.default", "aten.cat.default"} & {n for n, k in many_step.items() if k > 1}
+    assert many["aten.copy_.default"] == 30
+    assert not many["aten.clone.default"]
+    assert sum(many.values()) - sum(few.values()) <= 27 * 5  # two of which are the layer's own
+    calls = [costs(layers)[2] for layers in (20, 40, 80)]
+    assert calls[2] - calls[1] <= 2.1 * (calls[1] - calls[0])
+
+
+def test_stacked_shares_memory_only_where_it_may() -> None:
+    whole = torch.randn(3, 4, 5)
+    parts = list(whole.unbind())
+    assert stacked(parts).data_ptr() == whole.data_ptr()
+    assert torch.equal(stacked(parts), whole)
+    for odd in (parts[::-1], [parts[0], parts[2]], [parts[0], parts[0]], [parts[0], torch.randn(4, 5)]):
+        found = stacked(odd)
+        assert torch.equal(found, torch.stack(odd))
+        assert found.data_ptr() != whole.data_ptr() or len(odd) == 1
+    assert torch.equal(stacked(parts[1:]), whole[1:])
+    assert stacked([torch.empty(0, 5)] * 2).shape == (2, 0, 5)
+
+
+def test_features_of_a_group_lie_together_and_keep_their_place() -> None:
+    cpu = torch.device("cpu")
+    buffers = Buffers()
+    buffers.arrange([["a", "b", "c"], ["d"]])
+    first = {name: buffers.of(name, (2, 5), cpu) for name in "abcd"}
+    assert stacked([first[name] for name in "abc"]).data_ptr() == first["a"].data_ptr()
+    buffers.arrange([["a", "b", "c"], ["d"]])  # the same: nothing happens
+    assert all(buffers.of(name, (2, 5), cpu) is first[name] for name in "abcd")
+    other = buffers.of("b", (3, 5), cpu)
+    assert other.shape == (3, 5)
+    assert (
+        stacked([buffers.of(name, (3, 5), cpu) for name in "abc"]).data_ptr()
+        == buffers.of("a", (3, 5), cpu).data_ptr()
+    )
+    buffers.arrange([["b", "a"]])
+    assert stacked([buffers.of(name, (3, 5), cpu) for name in "ba"]).shape == (2, 3, 5)
+    assert buffers.of("e", (1,), cpu).shape == (1,)
+
+
+def test_a_loaded_state_is_a_copy() -> None:
+    """Two sets that continue from one state do not share what their optimizers remember."""
+    model, batches = Mlp(), vectors(6)
+    probes = ProbeSet(model, ["0", "1"], CLASSES)
+    for x, y in batches[:2]:
+        model(x)
+        probes.step(y)
+    state = probes.state_dict()
+    ends = []
+    for _ in range(2):
+        twin = ProbeSet(model, ["0", "1"], CLASSES)
+        twin.load_state_dict(state)
+        for x, y in batches[2:]:
+            model(x)
+            twin.step(y)
+        ends.append(twin.state_dict())
+        twin.detach()
+    assert_identical(*ends)
