@@ -32,7 +32,7 @@ class NegativeCurvature(Optimizer):
 
     with g the minibatch gradient that the base optimizer has just used. They go downhill, and away from a
     saddle, whichever sign v has. There is none while the tracker cannot vouch for negative curvature: before
-    its first estimate, and while value + uncertainty >= 0.
+    its first estimate, and while value + scatter >= 0 (v need not be an eigenvector to bend downwards).
 
     The parameter groups, the state and the learning rates in the groups are the base optimizer's, so that
     learning-rate schedulers may be given either of the two.
@@ -118,7 +118,7 @@ class NegativeCurvature(Optimizer):
     @torch.no_grad()
     def _follow(self) -> None:
         pair = self.tracker.smallest
-        if pair is None or pair.value + pair.uncertainty >= 0:
+        if pair is None or pair.value + pair.scatter >= 0:
             return
         parameters = self.tracker.parameters
         direction = split(pair.vector, {name: tuple(p.shape) for name, p in parameters.items()})

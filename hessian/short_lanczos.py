@@ -20,11 +20,11 @@ _ROUNDING = 1e-5
 
 @dataclass(frozen=True)
 class Ends:
-    """Both ends of a Krylov space: smallest and largest Ritz value, and their last changes."""
+    """Both ends of a Krylov space: smallest and largest Ritz value, and the residuals ||A v - value v||."""
 
     values: tuple[float, float]
     vectors: tuple[torch.Tensor, torch.Tensor]
-    changes: tuple[float, float]
+    residuals: tuple[float, float]
     products: int
 
 
@@ -39,7 +39,6 @@ def short_lanczos(
     basis = start.new_empty(products, len(start))
     basis[0] = start / start.norm()
     projected = np.zeros((products, products))
-    ends: list[tuple[float, float]] = []
     for j in range(products):
         known, image = basis[: j + 1], multiply(basis[j])
         size = float(image.norm())
@@ -50,17 +49,20 @@ def short_lanczos(
             )
         overlaps = inner(known, image)
         projected[: j + 1, j] = projected[j, : j + 1] = overlaps.cpu().numpy()
-        values, coefficients = np.linalg.eigh(projected[: j + 1, : j + 1])
-        ends.append((float(values[0]), float(values[-1])))
         # Once is enough for so few: what rounding leaves of the known directions has no time to grow.
         _, square = subtract(image, known, overlaps)
         left = math.sqrt(float(square))
-        complete = j + 1 == len(start) or not left > _ROUNDING * size
-        if complete or j + 1 == products:
+        if j + 1 == products or not left > _ROUNDING * size:
             break
         basis[j + 1] = image / left
-    vectors = torch.as_tensor(coefficients[:, [0, -1]].T).to(basis) @ basis[: len(ends)]
+    values, coefficients = np.linalg.eigh(projected[: j + 1, : j + 1])
+    vectors = torch.as_tensor(coefficients[:, [0, -1]].T).to(basis) @ basis[: j + 1]
     vectors = vectors / vectors.norm(dim=1, keepdim=True)
-    before = ends[-1] if complete else ends[-2] if len(ends) > 1 else (0.0, 0.0)
-    changes = (abs(ends[-1][0] - before[0]), abs(ends[-1][1] - before[1]))
-    return Ends(ends[-1], (vectors[0], vectors[1]), changes, len(ends))
+    # A v - value v is what was left of the last product, times v's last coefficient.
+    residuals = left * np.abs(coefficients[-1])
+    return Ends(
+        (float(values[0]), float(values[-1])),
+        (vectors[0], vectors[1]),
+        (float(residuals[0]), float(residuals[-1])),
+        j + 1,
+    )

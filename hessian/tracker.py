@@ -39,13 +39,15 @@ class TrackedPair:
 
     Attributes:
         value: the eigenvalue: the mean of `fitted` and `held_out`.
-        uncertainty: about one standard deviation of `value`: half the distance of the two, the scatter of the
-            held-out curvature and the last change of the Lanczos process, in quadrature.
+        uncertainty: of `value`: half the distance of the two, the scatter of the held-out curvature and the
+            residual of the Lanczos process, in quadrature. The residual bounds the distance to an eigenvalue
+            of the examples' Hessian; for the smallest one it is most of it.
         vector: shape (n,), of length 1, on the model's device; the sign is arbitrary.
         fitted: curvature along the vector on the examples that it was fitted to (a Ritz value).
         held_out: curvature along the vector on other examples.
         step: number of the training step after which it was found.
         products: Hessian-vector products of the tracker so far.
+        residual: ||H v - fitted v|| on the examples that v was fitted to; part of `uncertainty`.
     """
 
     value: float
@@ -55,6 +57,12 @@ class TrackedPair:
     held_out: float
     step: int
     products: int
+    residual: float = 0.0
+
+    @property
+    def scatter(self) -> float:
+        """The uncertainty of `value` as the curvature along v, which need not be an eigenvector for that."""
+        return math.sqrt(max(self.uncertainty**2 - self.residual**2, 0.0))
 
 
 class EigenTracker:
@@ -82,10 +90,12 @@ class EigenTracker:
     Training is bit for bit what it would be without it: the model is evaluated in eval mode on copies, and
     weights, buffers, gradients, modes and random streams stay as they are.
 
-    How right it is: on a LeNet after 300 steps on MNIST with the defaults, at some tenth of the time,
-    the largest eigenvalue is some 35% off (root mean square), the smallest some 55%; four in five are
-    within twice their uncertainty. So few examples say no more. 192 + 192 examples and 8 products, at four
-    times the cost, gave some 15% and 20%.
+    How right it is: for an MLP of 1,500 parameters on digits, 4 runs of 12 readings beside the Hessian of all
+    data, 47 of 48 largest and 48 of 48 smallest eigenvalues were within twice their uncertainty (33 and 46
+    within once). For the largest that is 14% of it, for the smallest 2.4 times: six products with the Hessian
+    of 32 examples say that much, and no more; 192 + 192 examples and 8 products, at four times the cost, 8%
+    and 1.2 times. What they do say is how the loss bends along the vector: `scatter` is the uncertainty of
+    that.
 
     Args:
         model: any module.
@@ -295,7 +305,7 @@ class EigenTracker:
             raise HessianError("a product with the Hessian is not finite; the estimates stay as they were.")
         self.products += products
         self.smallest, self.largest = (
-            self._judged(found.values[i], vectors[i], found.changes[i], [c[i] for c in curvatures])
+            self._judged(found.values[i], vectors[i], found.residuals[i], [c[i] for c in curvatures])
             for i in (0, 1)
         )
         self._sample.clear()
@@ -304,19 +314,22 @@ class EigenTracker:
         batch = moved(batch, self._device, None)
         return SampleHessian(self.model, self.parameters, lambda at: self._loss_of(at, batch, weights))
 
-    def _judged(self, fitted: float, vector: torch.Tensor, change: float, others: list[float]) -> TrackedPair:
+    def _judged(
+        self, fitted: float, vector: torch.Tensor, residual: float, others: list[float]
+    ) -> TrackedPair:
         held_out = sum(others) / len(others)
         # Of the two halves' mean; the fitted value varies alike, but for the number of examples.
         scatter = (max(others) - min(others)) / 2
         of_mean = scatter * math.sqrt(1 + self._held_out / self._examples) / 2
         return TrackedPair(
             value=(fitted + held_out) / 2,
-            uncertainty=math.hypot((fitted - held_out) / 2, of_mean, change),
+            uncertainty=math.hypot((fitted - held_out) / 2, of_mean, residual),
             vector=vector.clone(),
             fitted=fitted,
             held_out=held_out,
             step=self.steps,
             products=self.products,
+            residual=residual,
         )
 
     def _loss_of(

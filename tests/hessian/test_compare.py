@@ -222,3 +222,35 @@ def test_a_gradient_along_one_vector_has_its_share_there() -> None:
 def test_a_gradient_without_a_direction_is_refused(gradient: np.ndarray, words: str) -> None:
     with pytest.raises(HessianError, match=words):
         gradient_overlap(gradient, _of(_symmetric(6, 0)))
+
+
+def _known_to(vectors: np.ndarray, *angles: float | None) -> Spectrum:
+    pairs = [Eigenpair(1.0, v, 0.0, True, a) for v, a in zip(vectors.T, angles, strict=True)]
+    return Spectrum(tuple(pairs), (), 1.0, 1e-3, 0, 0.0, "dense")
+
+
+def test_overlaps_are_as_uncertain_as_both_vectors() -> None:
+    turn = 0.5
+    v, w = np.eye(2), np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    low, high = compare(_known_to(v, 0.1, 0.0), _known_to(w, 0.2, 0.7)).largest.overlap_bounds
+    np.testing.assert_allclose(
+        low,
+        [[np.cos(0.8), 0], [np.cos(np.pi / 2 - 0.5 + 0.2), 0]][:1]
+        + [[np.cos(np.pi / 2 - 0.5 + 0.2), np.cos(1.2)]],
+        atol=1e-12,
+    )
+    np.testing.assert_allclose(
+        high, [[np.cos(0.2), np.cos(np.pi / 2 - 1.3)], [np.cos(np.pi / 2 - 0.7), 1]], atol=1e-12
+    )
+    for angle in (np.pi / 2, None):
+        bounds = compare(_known_to(v, angle, 0.0), _known_to(w, 0.0, 0.0)).largest.overlap_bounds
+        np.testing.assert_allclose(bounds[:, 0], [[0, 0], [1, 1]], atol=1e-12)
+        np.testing.assert_allclose(bounds[0, 1], bounds[1, 1], atol=1e-12)
+
+
+def test_shares_of_a_gradient_are_as_uncertain_as_the_vector() -> None:
+    overlap = gradient_overlap(np.array([3.0, 4.0]), _known_to(np.eye(2), 0.3, None))
+    np.testing.assert_allclose(overlap.largest.doubts, [np.sin(0.3), 1])
+    for turn in np.linspace(-0.3, 0.3, 13):  # any vector within the angle
+        share = (np.array([3.0, 4.0]) @ [np.cos(turn), np.sin(turn)] / 5) ** 2
+        assert abs(share - overlap.largest.shares[0]) <= overlap.largest.doubts[0]

@@ -1,5 +1,7 @@
 """Line searches: exact on quadratics, right on real losses."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -136,3 +138,66 @@ def test_directions_that_are_none() -> None:
     across = np.cross(g, [1.0, 0, 0])
     with pytest.raises(HessianError, match="perpendicular to the gradient"):
         line_search(loss, across)
+
+
+def double_well() -> tuple[Loss, Eigenpair]:
+    """theta^4 / 4 - theta^2 / 2 + 0.05 theta at 0.1: downhill is 0.97; behind the hill -1.02, lower still."""
+    model = nn.Linear(1, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.fill_(0.1)
+    data = (torch.ones(4, 1, dtype=torch.float64), torch.zeros(4, 1, dtype=torch.float64))
+    loss = Loss(model, lambda z, y: (z**4 / 4 - z**2 / 2 + 0.05 * z).mean(), data)
+    return loss, Eigenpair(3 * 0.1**2 - 1, np.ones(1), 0.0, True, 0.0)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_best_step_is_sought_downhill_whichever_sign_the_vector_has(sign: int) -> None:
+    loss, pair = double_well()
+    pair = dataclasses.replace(pair, vector=sign * pair.vector)
+    found = line_search(loss, pair)
+    assert found.alpha_best > 0
+    assert found.bracketed
+    end = 0.1 - found.alpha_best * found.slope * pair.vector[0]
+    assert end == pytest.approx(0.9735, abs=0.02)
+    assert found.loss_best == pytest.approx(0.9735**4 / 4 - 0.9735**2 / 2 + 0.05 * 0.9735, abs=1e-4)
+    both = line_search(loss, pair, alphas=np.linspace(-40, 40, 81))
+    assert both.alpha_best < 0
+    assert both.loss_best < found.loss_best
+
+
+def test_the_slope_of_a_vector_that_is_known_to_an_angle() -> None:
+    loss, matrix = quadratic()
+    pair = eigenpair(matrix, 2)
+    gradient = loss.gradient()
+    angle = 0.01
+    found = line_search(loss, dataclasses.replace(pair, angle=angle))
+    across = np.sqrt(gradient @ gradient - found.slope**2)
+    assert found.angle == angle
+    assert found.slope_doubt == pytest.approx(np.sin(angle) * across + (1 - np.cos(angle)) * abs(found.slope))
+    assert found.determined
+    assert found.alpha_doubt == pytest.approx(found.alpha_best * found.slope_doubt / abs(found.slope))
+    # No unit vector within that angle has a slope farther away.
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        w = rng.normal(size=3)
+        w -= (w @ pair.vector) * pair.vector
+        u = np.cos(angle) * pair.vector + np.sin(angle) * w / np.linalg.norm(w)
+        assert abs(gradient @ u - found.slope) <= found.slope_doubt * (1 + 1e-9)
+    open_ = line_search(loss, dataclasses.replace(pair, angle=np.pi / 2))
+    unknown = line_search(loss, dataclasses.replace(pair, angle=None))
+    assert open_.slope_doubt == unknown.slope_doubt == pytest.approx(across + abs(found.slope))
+    assert (open_.angle, unknown.angle) == (np.pi / 2, None)
+    vector = line_search(loss, pair.vector)
+    assert (vector.angle, vector.slope_doubt, vector.determined, vector.alpha_doubt) == (0, 0, True, 0)
+
+
+def test_where_the_sign_of_the_slope_is_open_nothing_is_determined() -> None:
+    loss, matrix = quadratic()
+    pair = eigenpair(matrix, 0)
+    slope, length = loss.gradient() @ pair.vector, np.linalg.norm(loss.gradient())
+    just = np.arctan(abs(slope) / np.sqrt(length**2 - slope**2))  # g.u = 0 at this angle
+    for angle, determined in ((0.45 * just, True), (1.05 * just, False)):
+        found = line_search(loss, dataclasses.replace(pair, angle=float(angle)))
+        assert found.determined is determined
+        assert bool(np.isfinite(found.alpha_doubt)) is determined
+    assert found.alpha_doubt == np.inf

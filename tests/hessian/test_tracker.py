@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.datasets import load_digits
 from torch import nn
 
-from hessian import EigenTracker, HessianError, Loss
+from hessian import EigenTracker, HessianError, Loss, TrackedPair, extreme_eigenpairs
+from hessian.short_lanczos import short_lanczos
 
 EIGENVALUES = torch.cat([torch.tensor([-2.0, -0.5]), torch.linspace(-0.2, 2.0, 26), torch.tensor([5.0, 9.0])])
 
@@ -359,3 +361,70 @@ def test_a_copy_of_the_model_is_not_watched() -> None:
     assert tracker._caught.outputs is None
     model(images(0)[0])
     assert tracker._caught.outputs is not None
+
+
+def test_a_short_lanczos_process_knows_its_residuals() -> None:
+    a = matrix()
+    for products in (1, 2, 5, 9):
+        found = short_lanczos(lambda v: a @ v, torch.ones(30) + torch.arange(30) / 7, products)
+        for value, vector, residual in zip(found.values, found.vectors, found.residuals, strict=True):
+            assert float(vector.norm()) == pytest.approx(1, abs=1e-5)
+            assert float((a @ vector - value * vector).norm()) == pytest.approx(residual, abs=2e-4)
+        assert found.products == products
+        assert found.values[0] <= found.values[1]
+    small = short_lanczos(lambda v: 2 * v, torch.ones(30), 5)  # the space ends at once
+    assert (small.products, small.values) == (1, (pytest.approx(2), pytest.approx(2)))
+    assert small.residuals == pytest.approx((0, 0), abs=1e-5)
+    zero = short_lanczos(lambda v: a @ v, torch.zeros(30), 30)  # a stationary point
+    assert zero.values == pytest.approx((-2, 9), abs=1e-3)
+
+
+def test_the_uncertainty_is_of_all_three() -> None:
+    tracker = EigenTracker(Point(), batch_loss=Quadratic(1.0), every=1, products=4, examples=6, held_out=10)
+    tracker.products = 3
+    pair = tracker._judged(4.0, torch.ones(2), 2.0, [1.0, 2.0])
+    scatter = (2.0 - 1.0) / 2 * np.sqrt(1 + 10 / 6) / 2
+    assert (pair.value, pair.fitted, pair.held_out, pair.products) == (2.75, 4.0, 1.5, 3)
+    assert pair.scatter == pytest.approx(np.hypot(1.25, scatter))
+    assert pair.uncertainty == pytest.approx(np.sqrt(1.25**2 + scatter**2 + 2.0**2))
+    older = TrackedPair(**{k: v for k, v in vars(pair).items() if k != "residual"})
+    assert older.scatter == older.uncertainty  # a state of a version that did not know the residual
+
+
+def readings(seed: int, count: int, every: int, images: int = 1797) -> dict[str, list[bool]]:
+    """Whether the tracked eigenvalues are within twice their uncertainty of those of all the data."""
+    digits = load_digits()
+    x = torch.tensor(digits.data[:images] / 16, dtype=torch.float32)
+    y = torch.tensor(digits.target[:images])
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 10))
+    optimizer = torch.optim.RMSprop(model.parameters(), 1e-3)
+    tracker = EigenTracker(model, F.cross_entropy, every=every, seed=seed)
+    loss = Loss(model, F.cross_entropy, (x, y), check=False)
+    generator = torch.Generator().manual_seed(seed)
+    within: dict[str, list[bool]] = {"largest": [], "smallest": []}
+    for _ in range(count * every):
+        batch = torch.randint(len(x), (32,), generator=generator)
+        F.cross_entropy(model(x[batch]), y[batch]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if tracker.step((x[batch], y[batch])):
+            exact = extreme_eigenpairs(loss.hessian(), check=False)
+            for end, found in within.items():
+                pair = getattr(tracker, end)
+                error = abs(pair.value - getattr(exact, end)[0].value)
+                found.append(error <= 2 * pair.uncertainty)
+    return within
+
+
+def test_two_uncertainties_cover_both_eigenvalues() -> None:
+    within = readings(0, 6, 60, 400)
+    assert sum(within["largest"]) >= 5
+    assert sum(within["smallest"]) == 6
+
+
+@pytest.mark.slow
+def test_two_uncertainties_cover_nearly_all_readings() -> None:
+    within = [readings(seed, 12, 100) for seed in range(4)]
+    assert sum(sum(run["largest"]) for run in within) >= 45
+    assert sum(sum(run["smallest"]) for run in within) >= 47
