@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,11 @@ import torch.nn.functional as F
 
 from analysis import AnalysisError, HessianSettings, Run, load_data, load_model, measure_hessian
 from analysis.cli import main
+from analysis.curvature_figures import best_decreases, parameter_shares
 from analysis.spectra import load_shares, load_spectrum, save_spectrum
+from analysis.tables import curvature
 from analysis.weights import load_weights
-from hessian import Eigenpair, Loss, MissedCheck, Spectrum, fixed_subset
+from hessian import Eigenpair, LineSearch, Loss, MissedCheck, Spectrum, fixed_subset
 
 CONFIG = {
     "model": "tests.analysis.small:small_net",
@@ -292,3 +295,97 @@ def test_the_command_prints_a_table(measured: Path, capsys: pytest.CaptureFixtur
     assert "LA 1 λ" in out
     assert "SA 1 decrease" in out
     assert "hessian_*.png" in out
+
+
+def test_a_snapshot_gives_its_digits_whatever_was_measured_before(
+    trained: Path, measured: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(trained, path)
+    alone = measure_hessian(path, replace(SETTINGS, steps=(20,)), progress=False)[20]
+    after = Run(measured).spectra()[20]
+    assert alone.mode == after.mode != ""
+    for one, other in zip(alone.pairs, after.pairs, strict=True):
+        assert (one.value, one.residual, one.angle) == (other.value, other.residual, other.angle)
+    searches = Run(path).line_searches(), Run(measured).line_searches()
+    for name in ("LA 1", "SA 1"):
+        one, other = (found[20, name] for found in searches)
+        assert (one.alpha_best, one.decrease, one.slope) == (other.alpha_best, other.decrease, other.slope)
+
+
+def test_vectors_point_downhill_and_the_best_step_with_them(measured: Path) -> None:
+    _, loss = dense(measured, 5)
+    gradient = loss.gradient()
+    spectrum = load_spectrum(Run(measured).spectrum_path(5))
+    assert all(gradient @ pair.vector <= 0 for pair in spectrum.pairs)
+    for (step, name), search in Run(measured).line_searches().items():
+        assert search.alpha_best > 0, (step, name)
+        assert search.slope < 0
+    assert [pair.angle for pair in spectrum.pairs] == [p.angle for p in Run(measured).spectra()[5].pairs]
+    assert spectrum.mode == Run(measured).spectra()[5].mode
+
+
+def test_overlaps_come_with_their_bounds(measured: Path) -> None:
+    (record,) = (r for r in Run(measured).records() if "hessian/overlap/LA 1" in r and r["step"] == 20)
+    for name in ("LA 1", "SA 1"):
+        low, middle, high = (
+            record[f"hessian/overlap{word}/{name}"] for word in (" at least", "", " at most")
+        )
+        assert 0 <= low <= middle <= high <= 1
+
+
+def test_records_of_the_version_before_are_read(tmp_path: Path) -> None:
+    spectrum = spectrum_of(6)
+    with Run(tmp_path) as run:
+        run.log(spectrum, 3)
+        run.log(LineSearch(2.0, 0.5, 1.0, np.zeros(1), np.ones(1), 0.4, 0.9, True, 8), 3, name="SA 1")
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    for line in lines:
+        for new in ("residuals", "mode", "breakdown", "angle", "slope_doubt"):
+            line.pop(new, None)
+        for pair in [*line.get("largest", []), *line.get("smallest", [])]:
+            del pair["angle"]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    file = Run(tmp_path).spectrum_path(3)
+    with np.load(file) as arrays:
+        np.savez(file, **{name: arrays[name] for name in arrays.files if name not in ("angles", "mode")})
+    (again,) = Run(tmp_path).spectra().values()
+    (search,) = Run(tmp_path).line_searches().values()
+    assert again.largest[0].value == load_spectrum(file).largest[0].value == 3
+    assert again.largest[0].angle is load_spectrum(file).largest[0].angle is None
+    assert (again.mode, again.residuals) == ("", "measured")
+    assert not search.determined  # nobody knows how well that direction was known
+
+
+def test_a_table_says_what_is_not_determined() -> None:
+    def searched(angle: float) -> LineSearch:
+        return LineSearch(-1.0, 0.5, 1.0, np.zeros(1), np.ones(1), 0.4, 0.9, True, 8, angle, angle)
+
+    pairs = {
+        "largest": (Eigenpair(4.0, np.ones(1), 0.01, True),),
+        "smallest": (Eigenpair(-0.118, np.ones(1), 0.017, False),),
+    }
+    spectrum = Spectrum(pairs["largest"], pairs["smallest"], 4.118, 1e-3, 17, 0.5, "lanczos")
+    table = curvature({3: spectrum}, {(3, "LA 1"): searched(0.1), (3, "SA 1"): searched(0.6)})
+    row = table.loc["3"]
+    assert row["LA 1 λ"] == "4"
+    assert row["SA 1 λ"] == "-0.118 ± 0.017"
+    assert row["LA 1 1/α*"] == "2.5 ± 0.5"  # 0.1 / 0.5 of it
+    assert row["LA 1 decrease"] == "0.1"
+    assert row["SA 1 1/α*"] == row["SA 1 decrease"] == "not determined"
+    sure = curvature({3: spectrum}, {(3, "LA 1"): searched(0.001)}).loc["3"]
+    assert sure["LA 1 1/α*"] == "2.5"
+    shares = np.full((2, 2), 0.5)
+    laid_out = replace(
+        spectrum,
+        layout={"a": (1,), "b": (1,)},
+        largest=(replace(pairs["largest"][0], angle=0.005),),
+        smallest=(replace(pairs["smallest"][0], angle=0.3),),
+    )
+    labels = parameter_shares(laid_out, shares).axes[0].get_xticklabels()
+    assert [label.get_text() for label in labels] == ["LA 1", "SA 1 ± 0.30"]
+    unknown = replace(laid_out, largest=pairs["largest"])
+    (label, _) = parameter_shares(unknown, shares).axes[0].get_xticklabels()
+    assert label.get_text() == "LA 1 not determined"
+    figure = best_decreases([(3, searched(0.1)), (3, searched(0.6))], title="both")
+    assert figure.axes[0].get_title() == "both (1 not determined)"
