@@ -39,6 +39,12 @@ from .targets import Target, as_targets
 
 __all__ = ["ProbeSet"]
 
+_NO_FORWARD = (
+    "step() needs a training forward before it: call the model itself, in train mode and with gradients "
+    "enabled, once for each step (forwards under eval(), no_grad() or a transformation of torch.func never "
+    "train a probe; use fit() for a model that is held fixed)."
+)
+
 
 class ProbeSet:
     """Linear classifiers `f_k(h) = softmax(W h + b)` on the features `H_k` of chosen layers.
@@ -61,6 +67,11 @@ class ProbeSet:
         forward: `forward(model, batch) -> (output, labels)`, for `evaluate` and `fit`; see
             `default_forward`.
         seed: of the random subsets and projections, with each layer's name.
+        every: train on every so many calls of `step` only: on the first, the `every + 1`st, ... The forwards
+            before the other calls are not read, so they cost next to nothing, and neither do these calls,
+            whose labels nobody looks at. Calls are counted, not forwards: micro-batches that are accumulated,
+            recomputed checkpoints and the two forwards of an adversarial step come between two calls. The
+            probes see fewer batches and lag further behind the model.
         process_group: if given, probes train and are measured on the batches of all its processes.
 
     Raises:
@@ -79,6 +90,7 @@ class ProbeSet:
         lr: float | Sequence[float] = 0.03,
         forward: Forward | None = None,
         seed: int = 0,
+        every: int = 1,
         process_group: dist.ProcessGroup | None = None,
     ):
         self.model = unwrap(model)
@@ -93,6 +105,7 @@ class ProbeSet:
             raise ProbeError(f"forward={forward!r} is no function (model, batch) -> (output, labels).")
         self._forward = forward or default_forward
         self._process_group = process_group
+        self._every, self._calls = whole_number("every", every, least=1), 0
         self._bank = self._new_bank()
         self._layers: list[str] = []
         self._reader = FeatureReader(self.model, reduce, seed, is_lenient=self._is_auto)
@@ -132,7 +145,8 @@ class ProbeSet:
     def state_dict(self) -> dict[str, Any]:
         """Weights, statistics and optimizer state of the probes; loads with `weights_only=True`."""
         with plain_arithmetic(device_of(self.model).type):
-            return {"seed": self._seed, "layers": list(self._layers), "bank": self._bank.state_dict()}
+            bank = self._bank.state_dict()
+        return {"seed": self._seed, "layers": list(self._layers), "calls": self._calls, "bank": bank}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where another set with the same targets, learning rates and seed was.
@@ -147,11 +161,13 @@ class ProbeSet:
         with plain_arithmetic(device_of(self.model).type):
             self._bank.load_state_dict(state["bank"], device_of(self.model))
         self._layers = list(state["layers"])
+        self._calls = int(state.get("calls", 0))  # a state of version 0.1 has none
+        self._reader.is_armed = self._is_due
 
     # -- training -----------------------------------------------------------------------------------
 
     def step(self, y: torch.Tensor | Mapping[str, torch.Tensor]) -> None:
-        """Advance every probe on the features of the last training forward.
+        """Advance every probe on the features of the last training forward; with `every`, if it is time.
 
         Args:
             y: labels (B,) of that batch, or per position (B, T) or (B, H, W) with `reduce="positions"`;
@@ -161,16 +177,21 @@ class ProbeSet:
             ProbeError: without such a forward, for a selection that matched nothing, and for labels or
                 features that cannot be used. The model, its gradients and its probes stay as they were.
         """
-        with self._reader.lent() as batch:
-            if batch is None and self._taps.error is None:
-                raise ProbeError(
-                    "step() needs a training forward before it: call the model itself, in train mode and "
-                    "with gradients enabled, once for each step (forwards under eval(), no_grad() or a "
-                    "transformation of torch.func never train a probe; use fit() for a model that is held "
-                    "fixed)."
-                )
-            self._train(batch or {}, y)
-            self._reader.buffers.arrange(group.layers for group in self._bank.groups)
+        if self._is_due:
+            with self._reader.lent() as batch:
+                if batch is None and self._taps.error is None:
+                    raise ProbeError(_NO_FORWARD)
+                self._train(batch or {}, y)
+                self._reader.buffers.arrange(group.layers for group in self._bank.groups)
+        elif not self._reader.take_notice():
+            raise ProbeError(_NO_FORWARD)
+        self._calls += 1
+        self._reader.is_armed = self._is_due
+
+    @property
+    def _is_due(self) -> bool:
+        """Whether the next call of `step` trains."""
+        return self._calls % self._every == 0
 
     def _train(self, batch: Batch, y: torch.Tensor | Mapping[str, torch.Tensor]) -> None:
         with plain_arithmetic(device_of(self.model).type):

@@ -51,6 +51,7 @@ class FeatureReader:
 
     Attributes:
         features: of the last whole forward that was read, until somebody takes them.
+        is_armed: whether training forwards are read; if not, only that there was one is noted.
         bound: the reduction settled for each layer.
     """
 
@@ -60,6 +61,7 @@ class FeatureReader:
         for one in reduce.values() if isinstance(reduce, Mapping) else [reduce]:
             chain_of(one)  # refuses what has no meaning
         self.features: Batch | None = None
+        self.is_armed = True
         self.bound: dict[str, BoundReduction] = {}
         self.skipped: dict[str, str] = {}
         self._model, self._reduce, self._seed, self._is_lenient = model, reduce, seed, is_lenient
@@ -69,7 +71,7 @@ class FeatureReader:
         self.buffers = Buffers()  # of the last training forward
         self._used: set[str] = set()  # layers whose features somebody has taken
         self._thread = 0  # that ran the last whole forward
-        self._is_lent = self._reads_all = False
+        self._is_lent = self._reads_all = self._has_run = False
 
     @contextmanager
     def reading_everything(self) -> Iterator[None]:
@@ -107,6 +109,11 @@ class FeatureReader:
         finally:
             self._is_lent = False
 
+    def take_notice(self) -> bool:
+        """Whether there was a training forward that was not read since this was asked."""
+        has_run, self._has_run = self._has_run, False
+        return has_run
+
     def settled(self) -> Settled:
         """How layers are reduced so far, to come back to by `settle`."""
         return Settled(dict(self.bound), dict(self._layouts), set(self._used))
@@ -124,7 +131,8 @@ class FeatureReader:
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether to read this forward."""
         is_training = self._model.training and torch.is_grad_enabled()
-        if not self._reads_all and (not is_training or self._is_lent):
+        self._has_run |= is_training and not self.is_armed
+        if not self._reads_all and not (is_training and self.is_armed and not self._is_lent):
             return False
         self._incoming = {}
         self._mask = _token_mask(kwargs)

@@ -926,6 +926,7 @@ CASES += [
         for n, v in NO_NUMBERS.items()
         if v not in (0, -1) or isinstance(v, bool)
     ),
+    *(Case(f"every: {n}", built(every=v), "a whole number of at least 1") for n, v in NO_NUMBERS.items()),
     Case("a negative seed", built(seed=-1)),
     Case("a target that is none", built(num_classes=None, targets={"a": 5}), "targets=5 is no target"),
     Case("a target's class", built(num_classes=None, targets=Classification), "is no target"),

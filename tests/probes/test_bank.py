@@ -449,3 +449,80 @@ def test_a_loaded_state_is_a_copy() -> None:
         ends.append(twin.state_dict())
         twin.detach()
     assert_identical(*ends)
+
+
+# -- every so many steps ----------------------------------------------------------------------------
+
+
+def walk(every: int, calls: int, forwards: int = 1, state_at: int | None = None) -> dict[str, Any]:
+    """The probes' state after so many calls of step, each after some forwards, perhaps saved and loaded."""
+    torch.manual_seed(0)
+    model, batches = Mlp(), vectors(12)
+    probes = ProbeSet(model, ["0", "1"], CLASSES, every=every)
+    for i, (x, y) in enumerate(batches[:calls]):
+        if i == state_at:
+            state = probes.state_dict()
+            probes.detach()
+            probes = ProbeSet(model, ["0", "1"], CLASSES, every=every)
+            probes.load_state_dict(state)
+        for k in range(forwards):
+            model(x if k == forwards - 1 else x * 3)
+        probes.step(y)
+    return probes.state_dict()["bank"]
+
+
+@pytest.mark.parametrize("forwards", [1, 2, 3, 4])
+def test_every_fourth_step_is_training_on_those_batches_alone(forwards: int) -> None:
+    """However many forwards come between two calls of step."""
+    torch.manual_seed(0)
+    model, batches = Mlp(), vectors(12)
+    with ProbeSet(model, ["0", "1"], CLASSES) as probes:
+        for x, y in (batches[0], batches[4], batches[8]):
+            model(x)
+            probes.step(y)
+        expected = probes.state_dict()["bank"]
+    assert expected["steps"] == 3
+    for calls in (9, 10, 11, 12):
+        assert_identical(walk(4, calls, forwards), expected)
+
+
+@pytest.mark.parametrize("state_at", [1, 3, 4, 7])
+def test_every_goes_on_where_a_saved_state_was(state_at: int) -> None:
+    assert_identical(walk(4, 12, state_at=state_at), walk(4, 12))
+
+
+def test_a_step_that_is_passed_over_computes_nothing() -> None:
+    model, (x, y) = Mlp(), vectors(1)[0]
+    with ProbeSet(model, ["0", "1"], CLASSES, every=2) as probes:
+        model(x)
+        probes.step(y)
+        unusable = torch.full((8,), 99)  # labels that nobody looks at
+        with _Operations() as passed:
+            model(x)
+            probes.step(unusable)
+        twin = Mlp()
+        with _Operations() as bare:
+            twin(x)
+        assert passed.names == bare.names
+        with pytest.raises(ProbeError, match="needs a training forward"):
+            probes.step(y)  # due, and nothing was read since
+        model(x)
+        probes.step(y)
+        with torch.no_grad():
+            model(x)
+        with pytest.raises(ProbeError, match="needs a training forward"):
+            probes.step(y)  # not due, but there was no training forward either
+        model(x)
+        probes.step(y)
+        assert probes.evaluate([(x, y)], progress=False)["0"].steps == 2
+
+
+def test_a_step_that_fails_stays_due() -> None:
+    model, (x, y) = Mlp(), vectors(1)[0]
+    with ProbeSet(model, ["0"], CLASSES, every=3) as probes:
+        model(x)
+        with pytest.raises(ProbeError, match="out of range"):
+            probes.step(torch.full((8,), 99))
+        model(x)
+        probes.step(y)
+        assert probes.state_dict()["bank"]["steps"] == 1

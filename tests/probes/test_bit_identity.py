@@ -124,6 +124,7 @@ CASES = {
     "recomputed": Training(lambda: Checkpointed(False), vectors(), EVERYTHING),
     "recomputed, reentrant": Training(lambda: Checkpointed(True), vectors(), EVERYTHING),
     "two sets": Training(ConvNet, images(), EVERYTHING, sets=2),
+    "every third step": Training(ConvNet, images(7), EVERYTHING, options={"every": 3}),
     "grid of rates, all targets' positions pooled": Training(
         ConvNet, images(), ["conv*"], options={"lr": (0.1, 0.01), "reduce": "avg:2,project:16"}
     ),
