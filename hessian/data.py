@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
-from .errors import HessianError
+from .batch import pieces, size_of, tensors_for_arrays
+from .errors import HessianError, first_line
 
-__all__ = ["Batches", "examples_in", "fixed_subset", "leaves", "mapped", "moved", "pieces"]
+__all__ = ["Batches", "fixed_subset"]
 
 _BATCH = 256  # examples at a time from a data set that comes without batches
 
@@ -22,10 +23,11 @@ class Batches:
     """What a user calls data, as batches that can be read again and again.
 
     Args:
-        data: a list of batches or a `DataLoader`; a map-style `Dataset`; or one batch, as a tuple of tensors.
+        data: a list of batches or a `DataLoader`; a map-style `Dataset`; or all examples as one batch, a
+            tuple or a dict of tensors. NumPy's arrays become tensors.
 
     Raises:
-        HessianError: if it can be read only once.
+        HessianError: if it can be read only once, or is no data.
     """
 
     def __init__(self, data: Any):
@@ -34,23 +36,26 @@ class Batches:
                 "the data is an iterator, which ends after one pass; give a list of batches, a Dataset or a "
                 "DataLoader."
             )
-        if isinstance(data, tuple) and all(isinstance(part, torch.Tensor) for part in data):
-            whole = {len(part) for part in data}
-            if len(whole) != 1:
-                raise HessianError(f"the tensors of the data have different lengths, {sorted(whole)}.")
-            data = [tuple(parts) for parts in zip(*(part.split(_BATCH) for part in data), strict=True)]
-        elif isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        data = _cut(tensors_for_arrays(data))
+        if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
             data = DataLoader(data, batch_size=_BATCH)
+        if isinstance(data, (torch.Tensor, Mapping, str, bytes)) or not isinstance(data, Iterable):
+            raise HessianError(
+                f"the data is a {type(data).__name__}; give a list of batches, a Dataset, a DataLoader, or "
+                "all examples as tensors (x, y)."
+            )
         self._source: Iterable[Any] = data
         self._preserving = False
 
     def __iter__(self) -> Iterator[Any]:
         empty = True
-        for batch in self._source:
+        for batch in _read(self._source):
+            if size_of(batch := tensors_for_arrays(batch)) == 0:
+                continue
             empty = False
             yield batch
         if empty:
-            raise HessianError("the data has no batch; give at least one example.")
+            raise HessianError("the data has no batch with an example; give at least one example.")
 
     @contextmanager
     def preserved_streams(self) -> Iterator[None]:
@@ -74,6 +79,26 @@ class Batches:
                     generator.set_state(state)
 
 
+def _cut(data: Any) -> Any:
+    """All examples as one batch of tensors, in batches; anything else as it is."""
+    parts = list(data.values()) if isinstance(data, Mapping) else data if isinstance(data, tuple) else []
+    if not parts or not all(isinstance(part, torch.Tensor) and part.ndim for part in parts):
+        return data
+    whole = {len(part) for part in parts}
+    if len(whole) != 1:
+        raise HessianError(f"the tensors of the data have different lengths, {sorted(whole)}.")
+    return pieces(data, _BATCH)
+
+
+def _read(source: Iterable[Any]) -> Iterator[Any]:
+    try:
+        yield from source
+    except HessianError:
+        raise
+    except Exception as error:
+        raise HessianError(f"a batch of the data cannot be read ({first_line(error)}).") from error
+
+
 def fixed_subset(
     dataset: Dataset[Any],
     fraction: float = 0.05,
@@ -95,9 +120,17 @@ def fixed_subset(
         seed: of the choice.
 
     Raises:
-        HessianError: for a fraction outside (0, 1], or labels of another number than the examples.
+        HessianError: for a fraction outside (0, 1], labels of another number than the examples, or a data set
+            that cannot be read by index.
     """
-    total = len(dataset)  # type: ignore[arg-type]
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise HessianError(
+            f"fixed_subset needs a map-style Dataset, with a length and items by index; this is a "
+            f"{type(dataset).__name__}."
+        )
+    if batch_size < 1 or seed < 0:
+        raise HessianError(f"batch_size is {batch_size} and seed {seed}; they start at 1 and at 0.")
+    total = len(dataset)
     if not 0 < fraction <= 1:
         raise HessianError(f"fraction is {fraction}; it must be above 0 and at most 1.")
     if labels is not None and len(labels) != total:
@@ -111,10 +144,9 @@ def fixed_subset(
         else (order[: max(1, round(fraction * total))])
     )
     subset: Subset[Any] = Subset(dataset, chosen.tolist())
-    return [
-        default_collate([subset[i] for i in range(start, min(start + batch_size, len(subset)))])
-        for start in range(0, len(subset), batch_size)
-    ]
+    starts = range(0, len(subset), batch_size)
+    rows = ([subset[i] for i in range(k, min(k + batch_size, len(subset)))] for k in starts)
+    return [default_collate(part) for part in _read(rows)]
 
 
 def _first_of_each(order: Any, labels: Any, fraction: float) -> Any:
@@ -124,61 +156,3 @@ def _first_of_each(order: Any, labels: Any, fraction: float) -> Any:
     return np.concatenate(
         [members[: max(1, round(fraction * len(members)))] for members in by_class.values()]
     )
-
-
-def leaves(batch: Any) -> Iterator[torch.Tensor]:
-    """The tensors of a batch: a tensor, or tuples, lists and mappings of batches."""
-    if isinstance(batch, torch.Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from leaves(value)
-    elif isinstance(batch, (tuple, list)):
-        for value in batch:
-            yield from leaves(value)
-
-
-def mapped(batch: Any, change: Callable[[torch.Tensor], Any]) -> Any:
-    """The batch with each tensor changed, in the order of `leaves`."""
-    if isinstance(batch, torch.Tensor):
-        return change(batch)
-    if isinstance(batch, Mapping):
-        return {key: mapped(value, change) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(mapped(value, change) for value in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(mapped(value, change) for value in batch)
-    return batch
-
-
-def examples_in(batch: Any) -> int:
-    """Examples in a batch: the length of its first tensor.
-
-    Raises:
-        HessianError: if it has no tensor with a leading dimension.
-    """
-    for leaf in leaves(batch):
-        if leaf.ndim:
-            return len(leaf)
-    raise HessianError("a batch has no tensor whose length would tell its number of examples; pass `count=`.")
-
-
-def pieces(batch: Any, size: int) -> list[Any]:
-    """The batch in parts of at most `size` examples; whole if its tensors have no common length."""
-    length = examples_in(batch)
-    if size >= length or any(leaf.ndim == 0 or len(leaf) != length for leaf in leaves(batch)):
-        return [batch]
-
-    def piece(start: int) -> Any:
-        return mapped(batch, lambda tensor: tensor[start : start + size])
-
-    return [piece(start) for start in range(0, length, size)]
-
-
-def moved(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """The batch on the device; floating-point tensors in `dtype`, if one is given."""
-
-    def move(t: torch.Tensor) -> torch.Tensor:
-        return t.to(device, dtype if dtype is not None and t.is_floating_point() else None)
-
-    return mapped(batch, move)

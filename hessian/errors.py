@@ -1,7 +1,14 @@
 """The one exception that a user of the Hessian is meant to read."""
 
-__all__ = ["HessianError"]
+from __future__ import annotations
+
+__all__ = ["HessianError", "first_line"]
 
 
 class HessianError(ValueError):
     """A mistake in how the Hessian was asked for; its message names the thing and the remedy."""
+
+
+def first_line(error: BaseException) -> str:
+    """An error's kind, and the first line of what it says."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 
-from .data import leaves, mapped
+from .batch import leaves, mapped
 from .linearize import Product, Tensors
 
 __all__ = [

@@ -10,7 +10,7 @@ from torch.func import functionalize
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from .data import leaves, mapped
+from .batch import leaves, mapped
 
 __all__ = ["Linearized", "Linearizer", "Product", "Tensors"]
 

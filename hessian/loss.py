@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from .curvature import CurvatureOperator
-from .data import examples_in, pieces
 from .errors import HessianError
 from .hvp import Curvature, Mode, difference, gauss_newton_of, hessian_of
+from .mean_check import MeanCheck
 from .methods import Methods
 from .objective import Objective, non_finite
 from .parameters import flatten, split
@@ -36,10 +36,13 @@ class Loss:
 
     Args:
         model: any module.
-        loss_fn: maps (model(x), y) of a batch (x, y) to its *mean* loss, as `F.cross_entropy` does. None if
-            `batch_loss` is given.
-        data: a list of batches, a `DataLoader` that gives the same examples at each pass, a map-style
-            `Dataset`, or tensors (x, y). See `fixed_subset`.
+        loss_fn: maps the model's output and y to the *mean* loss of a batch, as `F.cross_entropy` does. None
+            if `batch_loss` is given. A batch is (x, y, ...), the output being model(x), or a dict with labels
+            y under "labels", "label", "y", "targets" or "target", the output being model(**rest). Of an
+            output that has `logits`, it gets these. (`probes.default_forward` takes the same batches.)
+        data: a list of batches, a `DataLoader` that gives the same examples at each pass, in whatever order,
+            a map-style `Dataset`, or all examples as tensors (x, y). NumPy's arrays become tensors. See
+            `fixed_subset`.
         parameters: name globs of those to differentiate by ("fc*", ["layer1.*"]); all by default that
             require a gradient.
         batch_loss: instead of `loss_fn`, for other batches than (x, y), or models that return their loss:
@@ -47,11 +50,12 @@ class Loss:
         weight_decay: adds weight_decay / 2 ||theta||^2 over these parameters.
         dtype: compute in this one, the model itself staying as it is; by default its own.
         count: maps a batch to the number of terms in its mean, where that is not its number of examples
-            (tokens, say).
+            (tokens, say), or to the sum of their weights.
         memory_limit: bytes that products may use beyond weights and data; larger batches are split, and
             linear maps and graphs are kept only if they fit. By default a quarter of the machine's memory,
             or of the GPU's.
-        check: look whether the loss is a mean over examples that is the same at each pass.
+        check: look whether the loss of every batch is a mean over examples, and the same at a second pass.
+            Whether the examples are the same is seen at every pass.
         team: the processes that each have a part of the data.
 
     Raises:
@@ -69,11 +73,13 @@ class Loss:
         batch_loss: Callable[[nn.Module, Any], torch.Tensor] | None = None,
         weight_decay: float = 0.0,
         dtype: torch.dtype | None = None,
-        count: Callable[[Any], int] | None = None,
+        count: Callable[[Any], float] | None = None,
         memory_limit: int | None = None,
         check: bool = True,
         team: Team | None = None,
     ):
+        if not math.isfinite(weight_decay):
+            raise HessianError(f"weight_decay is {weight_decay}; give a finite number.")
         self.objective = Objective(model, loss_fn, batch_loss, parameters, dtype)
         self.weight_decay = weight_decay
         self.layout, self.size = self.objective.layout, self.objective.size
@@ -81,14 +87,13 @@ class Loss:
         self._passes = Passes(self.objective, data, count, memory_limit, team)
         self._methods: dict[str, Methods] = {}
         if check:
-            self._check_mean()
-            self._check_passes()
+            self._check()
         else:
             self.value()
 
     @property
     def examples(self) -> int:
-        """That the mean is over (terms, if `count` says so)."""
+        """That the mean is over; the number of terms where only `count` tells."""
         return self._passes.examples
 
     # -- the loss and its derivatives ---------------------------------------------------------------
@@ -108,7 +113,7 @@ class Loss:
         total = torch.zeros(self.size, dtype=torch.float64, device=self.device)
         parts = split(total, self.layout)
 
-        def add(batch: Any, n: int) -> None:
+        def add(batch: Any, n: float) -> None:
             at = {name: p.detach().requires_grad_() for name, p in parameters.items()}
             with torch.enable_grad():
                 loss = self.objective.loss(at, fixed, batch)
@@ -148,20 +153,23 @@ class Loss:
                 shifted = shifted.add_(row, alpha=weight)
             return shifted.to(theta.dtype)
 
-        def add(batch: Any, n: int) -> None:
+        def add(batch: Any, n: float) -> None:
             losses = []
             for i in range(points):
                 here = {k: v.to(parameters[k].dtype) for k, v in split(at(i), self.layout).items()}
-                losses.append(self.objective.loss(here, fixed, batch).double())
+                with self.objective.explained(batch):
+                    losses.append(self.objective.loss(here, fixed, batch).double())
             total.add_(torch.stack(losses), alpha=n)
 
         with torch.no_grad():
             n = self._passes.each(add)
-            if self.weight_decay:
-                for i in range(points):
-                    decay[i] = self.weight_decay / 2 * at(i).double().square().sum()
+            for i in range(points):
+                decay[i] = self._decay(at(i))
         values: npt.NDArray[np.float64] = (self._passes.summed(total) / n + decay).cpu().numpy()
         return values
+
+    def _decay(self, theta: torch.Tensor) -> float:
+        return self.weight_decay / 2 * float(theta.double().square().sum()) if self.weight_decay else 0.0
 
     def hessian(self, mode: Mode | None = None) -> CurvatureOperator:
         """The Hessian H at the model's present weights, as a scipy `LinearOperator`.
@@ -192,36 +200,23 @@ class Loss:
         shift = 0.0 if curvature.name == "residual" else self.weight_decay
         return CurvatureOperator(methods, self._passes, mode, shift)
 
-    # -- is it what it should be? Scale-aware: rounding passes, whatever the size of the numbers ------
+    def _check(self) -> None:
+        check = MeanCheck(self._passes)
+        total = 0.0
 
-    @property
-    def _tolerance(self) -> float:
-        return 1e-9 if self.vector_dtype == torch.float64 else 1e-4
+        def add(batch: Any, n: float) -> None:
+            nonlocal total
+            with torch.no_grad():
+                total += check(batch, n) * n
 
-    def _check_mean(self) -> None:
-        batch, n = self._passes.first_piece(2**62)
-        parts = pieces(batch, -(-examples_in(batch) // 2))
-        if len(parts) < 2:
-            return
-        parameters, fixed = self.objective.weights()
-        with self._passes.evaluating(), torch.no_grad():
-            whole = float(self.objective.loss(parameters, fixed, batch).double())
-            by_part = [float(self.objective.loss(parameters, fixed, p).double()) for p in parts]
-        mean = sum(value * self._passes.count(p) for value, p in zip(by_part, parts, strict=True)) / n
-        if abs(mean - whole) > self._tolerance * max(map(abs, (whole, *by_part))):
-            raise HessianError(
-                f"the loss of a batch is {whole:.6g}, but the mean over its two halves {mean:.6g}: it is no "
-                "mean over examples. Use reduction='mean', say with count= what the mean is over, or take "
-                "out what depends on the other examples of the batch."
-            )
-
-    def _check_passes(self) -> None:
         with self._passes.evaluating():  # the second pass as random as the first
-            first, n = self.value(), self.examples
+            sums = torch.tensor(0.0, dtype=torch.float64, device=self.device)
+            n = self._passes.each(add)
+            first = float(self._passes.summed(sums + total)) / n
+            first += self._decay(flatten(self.objective.weights()[0]))
             second = self.value()
-        if self.examples != n or abs(first - second) > self._tolerance * abs(first):
+        if not abs(first - second) <= self.objective.tolerance * abs(first):
             raise HessianError(
-                f"a second pass over the data gave {self.examples} examples and a loss of {second:.8g}, the "
-                f"first {n} and {first:.8g}: switch off augmentation and dropout, and give a fixed set of "
-                "examples (fixed_subset reads one)."
+                f"a second pass over the same examples gave a loss of {second:.8g}, the first {first:.8g}: "
+                "switch off what is random in the model or the loss."
             )

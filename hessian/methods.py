@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from .data import leaves
-from .errors import HessianError
+from .batch import leaves
+from .errors import HessianError, first_line
 from .hvp import MODES, Curvature, Mode, Multiply, counted_saves
 from .linearize import Linearized, Linearizer, Tensors
 from .memory import ran_out
@@ -90,10 +90,12 @@ class _Trial:
 
     def __init__(self, methods: Methods, passes: Passes, weights: Weights):
         self._methods, self._passes, self._weights = methods, passes, weights
-        self._batch, size = passes.first_piece(_TRIAL)
-        self._times = -(-passes.own_examples // size)  # such pieces in all the data
+        self._batch = passes.first_piece(_TRIAL)
+        self._times = -(-passes.own_examples // passes.size(self._batch))  # such pieces in all the data
         objective = passes.objective
-        noise = torch.randn(2, objective.size, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(
+            2, objective.size, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu"
+        )
         self._vectors = [
             {name: part.to(weights[0][name].dtype) for name, part in split(row, objective.layout).items()}
             for row in noise.to(objective.device)
@@ -160,7 +162,7 @@ class _Trial:
         except Exception as error:  # torch raises many kinds for what it cannot differentiate
             if ran_out(error) and mode == "forward_reverse":
                 raise
-            self._refused[mode] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+            self._refused[mode] = first_line(error)
             return None
         if isinstance(multiply, Linearized):
             self._bytes[mode] = multiply.bytes * self._times

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .data import leaves, mapped
+from .batch import leaves, mapped
 from .errors import HessianError
 
 __all__ = ["Sample"]

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
-from .data import examples_in, leaves, mapped, moved, pieces
+from .batch import examples_in, leaves, mapped, moved, pieces
 from .errors import HessianError
 from .hvp import evaluating
 from .objective import call_with
@@ -174,8 +174,8 @@ class EigenTracker:
         outputs, self._caught.outputs = self._caught.outputs, None
         if self._loss_fn is not None and not (isinstance(batch, (tuple, list)) and len(batch) == 2):
             raise HessianError("the batch is no pair (x, y); call step((x, y)), or give batch_loss.")
-        n = examples_in(batch)
-        if any(leaf.ndim == 0 or len(leaf) != n for leaf in leaves(batch)):
+        n = next((len(leaf) for leaf in leaves(batch) if leaf.ndim), 0)
+        if n == 0 or any(leaf.ndim == 0 or len(leaf) != n for leaf in leaves(batch)):
             raise HessianError(f"not all tensors of the batch have the length of its first, {n}.")
         batch = mapped(batch, torch.Tensor.detach)
         # Scores age, and looking costs a little: only the last sixth of the steps between estimates counts.
