@@ -152,12 +152,18 @@ def gradient_overlap(gradient: Any, spectrum: Spectrum) -> GradientOverlap:
         spectrum: of the same parameters.
 
     Raises:
-        HessianError: if the gradient has another size, is not finite, or is zero (and has no direction).
+        HessianError: if the gradient is no array, has another size, is not finite, or is zero (and has no
+            direction).
     """
     size = _size(spectrum)
     if isinstance(gradient, torch.Tensor):
         gradient = gradient.detach().cpu().numpy()
-    g = np.asarray(gradient, np.float64)
+    try:
+        g = np.asarray(gradient, np.float64)
+    except (TypeError, ValueError) as error:
+        raise HessianError(
+            f"the gradient is a {type(gradient).__name__}; give an array, loss.gradient() say."
+        ) from error
     if g.shape != (size,):
         raise HessianError(f"the gradient has shape {g.shape}; this spectrum needs {(size,)}.")
     norm = float(np.linalg.norm(g))

@@ -26,6 +26,7 @@ class CurvatureOperator(SymmetricOperator):
         choice: how products are computed, and why.
     """
 
+    @torch.inference_mode(False)
     def __init__(self, methods: Methods, passes: Passes, mode: Mode | None, shift: float):
         """`shift` times the identity is added: weight decay."""
         objective = passes.objective
@@ -46,9 +47,10 @@ class CurvatureOperator(SymmetricOperator):
             self._passes.team.announce_multiply(self._methods.curvature.name, self._number, vectors)
         return super().multiply(vectors)
 
+    @torch.inference_mode(False)
     def _multiply(self, vectors: torch.Tensor) -> torch.Tensor:
         total = torch.zeros(vectors.shape, dtype=torch.float64, device=self.device)
-        rows = [self._as_tensors(row) for row in vectors]
+        rows = [self._as_tensors(row) for row in (vectors.clone() if vectors.is_inference() else vectors)]
         sums = [split(row, self.layout) for row in total]
 
         def add(multiply: Multiply, n: float) -> None:

@@ -146,7 +146,7 @@ def fixed_subset(
     subset: Subset[Any] = Subset(dataset, chosen.tolist())
     starts = range(0, len(subset), batch_size)
     rows = ([subset[i] for i in range(k, min(k + batch_size, len(subset)))] for k in starts)
-    return [default_collate(part) for part in _read(rows)]
+    return list(_read(default_collate(part) for part in rows))
 
 
 def _first_of_each(order: Any, labels: Any, fraction: float) -> Any:

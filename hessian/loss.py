@@ -63,6 +63,8 @@ class Loss:
             parameters, or is another one at a second pass over the data.
     """
 
+    # What is computed must be differentiable, whatever mode the caller is in.
+    @torch.inference_mode(False)
     def __init__(
         self,
         model: nn.Module,
@@ -105,6 +107,7 @@ class Loss:
             raise non_finite(value)
         return value
 
+    @torch.inference_mode(False)
     def gradient(self) -> npt.NDArray[np.float64]:
         """The gradient, (n,)."""
         if self._passes.team is not None:
@@ -128,6 +131,7 @@ class Loss:
             raise HessianError("the gradient of the loss is not finite; look at the weights and the data.")
         return gradient.cpu().numpy()
 
+    @torch.inference_mode(False)
     def along(self, directions: Any, coefficients: Any) -> npt.NDArray[np.float64]:
         """L at theta + sum_j coefficients[i, j] directions[j], for all i in one pass over the data: (p,).
 

@@ -74,11 +74,10 @@ class Objective:
             return t.detach().to(self.dtype if t.is_floating_point() else None, copy=True)
 
         others = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        with torch.inference_mode(False):
-            return (
-                {name: copy(p) for name, p in self._selected.items()},
-                {name: copy(t) for name, t in others.items() if name not in self._selected},
-            )
+        return (
+            {name: copy(p) for name, p in self._selected.items()},
+            {name: copy(t) for name, t in others.items() if name not in self._selected},
+        )
 
     def in_double(self) -> Objective:
         """The same in float64."""
@@ -86,7 +85,9 @@ class Objective:
 
     def loss(self, parameters: Tensors, fixed: Tensors, batch: Any) -> torch.Tensor:
         """The mean loss of a batch."""
-        return call_with(self.model, self._batch_loss or self._pair_loss, {**parameters, **fixed}, batch)
+        return _scalar(
+            call_with(self.model, self._batch_loss or self._pair_loss, {**parameters, **fixed}, batch)
+        )
 
     def outputs(self, parameters: Tensors, fixed: Tensors, batch: Any) -> Any:
         """The model's outputs, as `loss_fn` gets them.
@@ -101,10 +102,15 @@ class Objective:
     def loss_of_outputs(self, outputs: Any, batch: Any) -> torch.Tensor:
         """The mean loss of a batch whose outputs are known."""
         assert self._loss_fn is not None
-        return self._loss_fn(outputs, batch[label_key(batch)])
+        return _scalar(self._loss_fn(outputs, batch[label_key(batch)]))
 
     def _pair_loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
         return self.loss_of_outputs(_outputs(model, batch), batch)
+
+    def check_form(self, batch: Any) -> None:
+        """Refuse a batch whose labels are not where they should be."""
+        if self._loss_fn is not None:
+            label_key(batch)
 
     @contextmanager
     def explained(self, batch: Any) -> Iterator[None]:
@@ -184,6 +190,10 @@ def _require_arguments(model: nn.Module, inputs: Mapping[str, Any]) -> None:
         ) from error
     except ValueError:  # a forward without a signature
         pass
+
+
+def _scalar(loss: torch.Tensor) -> torch.Tensor:
+    return loss.reshape(()) if isinstance(loss, torch.Tensor) and loss.numel() == 1 else loss
 
 
 def _form(loss: Any) -> str:

@@ -35,7 +35,11 @@ def select_parameters(model: nn.Module, patterns: str | Sequence[str] | None) ->
                 "no parameter of the model requires a gradient; name the parameters to differentiate by."
             )
     else:
-        globs = [patterns] if isinstance(patterns, str) else list(patterns)
+        globs = [patterns] if isinstance(patterns, str) else patterns
+        if not isinstance(globs, Sequence) or not all(isinstance(pattern, str) for pattern in globs):
+            raise HessianError(
+                f"parameters is {patterns!r}; give name globs such as ['layer1.*', 'head.weight']."
+            )
         if not globs:
             raise HessianError("parameters is an empty list; leave it out for all that require a gradient.")
         names = {name for pattern in globs for name in _matched(pattern, named)}

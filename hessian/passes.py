@@ -131,6 +131,7 @@ class Passes:
         """The first batch that has a term, cut to what fits the memory and to `most` examples."""
         with self._data.preserved_streams():
             for batch in self._data:
+                self.objective.check_form(batch)
                 batch = moved(batch, self.objective.device, self.objective.dtype)
                 for piece in pieces(batch, min(most, self._piece)):
                     if self.terms_of(piece) > 0:

@@ -33,6 +33,8 @@ class SavedRun:
 
     def __init__(self, path: str | os.PathLike[str], request: Mapping[str, object]):
         self.path = Path(path)
+        if self.path.is_dir():
+            raise HessianError(f"{self.path} is a folder; save_to is the name of a file.")
         self._request = json.dumps(request, sort_keys=True)
         self._due = time.monotonic() + _INTERVAL
 
