@@ -75,7 +75,7 @@ class _Recorder:
         self._stack: list[tuple[Call, _Given]] = []
         self._points: list[tuple[HookPoint, Any]] = []  # of the module call that ends
         self._model = model
-        self.taps = Taps(model, Selection([_any_call, *probed]), self, is_lenient=True)
+        self.taps = Taps(model, Selection([_any_call, *probed]), self, skipped={})
         self._hooks = [
             hook
             for module in model.modules()

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
-from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from .errors import ProbeError
-from .selection import INPUT
+from .selection import glob_matches
 
-__all__ = ["Features", "Layout", "infer_layout"]
+__all__ = ["Features", "GivenLayouts", "Layout"]
 
-_CHANNELS_FIRST = (
-    nn.modules.conv._ConvNd,
-    nn.modules.batchnorm._BatchNorm,
-    nn.GroupNorm,
-    nn.modules.pooling._MaxPoolNd,
-    nn.modules.pooling._AvgPoolNd,
-    nn.modules.pooling._AdaptiveAvgPoolNd,
-    nn.modules.pooling._AdaptiveMaxPoolNd,
-)
-_CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)
+LayoutText: TypeAlias = "str | Mapping[str, str]"
 
 
 @dataclass(frozen=True)
@@ -83,73 +75,80 @@ class Features:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a layer arranges its values: `batch` and `channel` are dimensions."""
+    """How a layer arranges its values.
 
-    batch: int
-    channel: int
+    Attributes:
+        letters: one per dimension: B the examples of a batch, C channels (several are read as one),
+            `?` what is unknown, and any other letter positions.
+    """
 
-    def features(self, value: torch.Tensor | PackedSequence, mask: torch.Tensor | None) -> Features:
-        """Interpret what a hook saw. `mask` is (B, T), true where a token is data."""
+    letters: str
+
+    def features(
+        self, value: torch.Tensor | PackedSequence, mask: torch.Tensor | None, name: str
+    ) -> Features:
+        """Interpret what a hook saw at layer `name`. `mask` is (B, T), true where a token is data.
+
+        Raises:
+            ProbeError: for a value with other dimensions, or without any for examples.
+        """
         if isinstance(value, PackedSequence):
             padded, lengths = pad_packed_sequence(value, batch_first=True)
             steps = torch.arange(padded.shape[1], device=padded.device)
-            return Features(padded, 2, steps < lengths.to(padded.device)[:, None], "BTC")
-        if self.batch:
-            value = value.transpose(0, self.batch)
-        fits = mask is not None and self.channel == 2 and mask.shape == value.shape[:2]
-        return Features(value, self.channel, mask if fits else None, _letters(value.ndim, self.channel))
+            return Layout("BTC").features(padded, steps < lengths.to(padded.device)[:, None], name)
+        if value.ndim != len(self.letters):
+            raise ProbeError(
+                f"layer {name!r} has {value.ndim} dimensions, {tuple(value.shape)}, and its layout is "
+                f"{self.letters!r}; keep the form of the input fixed, or give the layout that it has."
+            )
+        if "B" not in self.letters:
+            raise ProbeError(
+                f"nothing in the forward shows a dimension of layer {name!r}, {tuple(value.shape)}, that "
+                "holds the examples of the batch; leave it out, or say it with layout='TBC' or the like."
+            )
+        batch = self.letters.index("B")
+        value, rest = value.movedim(batch, 0), self.letters.replace("B", "")
+        if "?" in rest or "C" not in rest:
+            return Features(value, None, None, self.letters)
+        channels = [i for i, letter in enumerate(rest, start=1) if letter == "C"]
+        first, count = channels[0], len(channels)
+        value = value.movedim(channels, list(range(first, first + count))).flatten(first, first + count - 1)
+        places = [n for i, n in enumerate(value.shape) if i not in (0, first)]
+        is_of_places = mask is not None and len(places) == 1 and mask.shape == (len(value), *places)
+        return Features(value, first, mask if is_of_places else None, self.letters)
 
 
-def infer_layout(value: torch.Tensor | PackedSequence, module: nn.Module, name: str) -> Layout:
-    """Read the layout off a value and the module it came from.
+class GivenLayouts:
+    """What the user says of layouts: `"BCHW"` for all layers of four dimensions, or letters by glob of names.
 
-    Channels are the second dimension or the last one, see `_channel`. The batch comes first, or second
-    where a 3-D value's module holds a recurrent or attention part with `batch_first=False`.
+    B is the examples of a batch, C channels, and T, L, H, W and D are positions.
 
     Raises:
-        ProbeError: for a value without a batch dimension.
+        ProbeError: for letters that are no layout.
     """
-    if isinstance(value, PackedSequence):
-        return Layout(0, 2)
-    if value.ndim < 2:
+
+    def __init__(self, given: LayoutText | None):
+        self._by_glob = dict(given) if isinstance(given, Mapping) else {}
+        self._general = None if isinstance(given, Mapping) else given
+        for letters in self._by_glob.values() if isinstance(given, Mapping) else [given]:
+            if letters is not None or isinstance(given, Mapping):
+                _require_letters(letters)
+
+    def of(self, name: str, rank: int) -> Layout | None:
+        """What is said of a layer with so many dimensions."""
+        for glob, letters in self._by_glob.items():
+            if glob_matches(glob, name):
+                return Layout(letters)
+        is_meant = self._general is not None and len(self._general) == rank
+        return Layout(self._general) if is_meant else None  # type: ignore[arg-type]
+
+
+def _require_letters(letters: object) -> None:
+    text = letters if isinstance(letters, str) else ""
+    others = text.replace("B", "").replace("C", "")
+    is_layout = text.count("B") == text.count("C") == 1 and len(set(others)) == len(others)
+    if not is_layout or not set(others) <= set("TLHWD"):
         raise ProbeError(
-            f"layer {name!r} gives one number per example; a probe needs at least two dimensions."
+            f"the layout {letters!r} is none: give one letter for each dimension, B once for the examples of "
+            "a batch, C once for the channels, and T, L, H, W or D for positions, as in 'BCHW' or 'TBC'."
         )
-    if value.ndim == 3 and any(getattr(part, "batch_first", True) is False for part in module.modules()):
-        return Layout(1, 2)
-    # A whole model's parts say nothing about what it is fed with.
-    return Layout(0, _channel(tuple(value.shape), nn.Identity() if name == INPUT else module))
-
-
-def _channel(shape: tuple[int, ...], module: nn.Module) -> int:
-    """1 for (B, C, L) and (B, C, H, W), the last dimension for (B, T, C) and (B, H, W, C).
-
-    There are two kinds of evidence: the channels are as many as some norm or bias of the module has
-    numbers, and images are mostly square. Where they fail or contradict each other, a convolution in the
-    module means channels first, and other weights, as those of attention, channels last.
-    """
-    last = len(shape) - 1
-    if last == 1 or isinstance(module, _CHANNELS_FIRST):
-        return 1
-    if isinstance(module, _CHANNELS_LAST):
-        return last
-    lengths = {parameter.shape[0] for parameter in module.parameters() if parameter.ndim == 1}
-    evidence = set(_one_of(1, shape[1] in lengths, last, shape[last] in lengths))
-    if last > 2:
-        evidence |= set(_one_of(1, shape[-2] == shape[-1], last, shape[-3] == shape[-2]))
-    if len(evidence) == 1:
-        return evidence.pop()
-    convolutions = (part for part in module.modules() if isinstance(part, nn.modules.conv._ConvNd))
-    if any(part.weight.ndim == len(shape) for part in convolutions):
-        return 1
-    return last if lengths or last == 2 else 1
-
-
-def _one_of(first: int, is_first: bool, last: int, is_last: bool) -> tuple[int, ...]:
-    """What speaks for one and not for the other."""
-    return () if is_first == is_last else (first if is_first else last,)
-
-
-def _letters(rank: int, channel: int) -> str:
-    positions = {2: "", 3: "L" if channel == 1 else "T", 4: "HW", 5: "DHW"}.get(rank, "")
-    return f"BC{positions}" if channel == 1 else f"B{positions}C"

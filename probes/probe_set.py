@@ -29,6 +29,7 @@ from .host import (
     unwrap,
 )
 from .labels import Labels
+from .layout import LayoutText
 from .measurement import Measurement
 from .reader import Batch, FeatureReader, Settled
 from .reduction import Reduce
@@ -62,6 +63,9 @@ class ProbeSet:
         exclude: patterns like `layers` for what to leave out.
         reduce: how features become few numbers per example: a reduction, its text (`"auto"`, `"avg:2"`,
             `"subset:1000"`, see `parse_reduction`), or these by glob, the first match counting.
+        layout: which dimensions hold what, where the forward does not show it: `"BCHW"` for all layers of
+            four dimensions, or letters by glob of names; B is the examples, C the channels, T, L, H, W and D
+            are positions.
         lr: Adam's learning rate, one for probes of every size; or several: each layer then has a probe per
             rate and shows the best.
         forward: `forward(model, batch) -> (output, labels)`, for `evaluate` and `fit`; see
@@ -87,6 +91,7 @@ class ProbeSet:
         targets: Target | Mapping[str, Target] | None = None,
         exclude: Pattern | Iterable[Pattern] = (),
         reduce: Reduce | Mapping[str, Reduce] = "auto",
+        layout: LayoutText | None = None,
         lr: float | Sequence[float] = 0.03,
         forward: Forward | None = None,
         seed: int = 0,
@@ -108,8 +113,9 @@ class ProbeSet:
         self._every, self._calls = whole_number("every", every, least=1), 0
         self._bank = self._new_bank()
         self._layers: list[str] = []
-        self._reader = FeatureReader(self.model, reduce, seed, is_lenient=self._is_auto)
-        self._taps = Taps(self.model, selection, self._reader)
+        self._reader = FeatureReader(self.model, reduce, seed, layout, is_lenient=self._is_auto)
+        skipped = self._reader.skipped if self._is_auto else None
+        self._taps = Taps(self.model, selection, self._reader, trace=self._reader.trace, skipped=skipped)
 
     # -- life ---------------------------------------------------------------------------------------
 
@@ -207,7 +213,8 @@ class ProbeSet:
             if absent:
                 raise ProbeError(
                     f"layer {absent[0]!r} did not run in this forward, though it did before; a probe needs "
-                    "its layer in every training batch, so leave it out."
+                    "its layer in every training batch, so leave it out (or, if the model was compiled before "
+                    "the probes were attached, call torch.compiler.reset())."
                 )
             self._bank.step({layer: x for layer, (x, _) in batch.items()}, labels)
 

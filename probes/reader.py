@@ -13,13 +13,15 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
+from .axes import Axes
 from .bound import BoundReduction, bind
 from .buffers import Buffers
 from .errors import ProbeError
-from .host import plain_arithmetic
-from .layout import Layout, infer_layout
+from .host import device_of, plain_arithmetic
+from .layout import GivenLayouts, Layout, LayoutText
 from .reduction import Reduce, chain_of
 from .selection import HookPoint, glob_matches
+from .tracing import AxisTrace
 from .values import strided
 
 __all__ = ["Batch", "FeatureReader", "Settled"]
@@ -27,6 +29,15 @@ __all__ = ["Batch", "FeatureReader", "Settled"]
 Batch: TypeAlias = dict[
     str, tuple[torch.Tensor, torch.Tensor | None]
 ]  # features and valid positions by layer
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A copy of a layer's features until its layout is known."""
+
+    axes: Axes
+    value: torch.Tensor
+    mask: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -47,16 +58,24 @@ class FeatureReader:
         model: the model, for its mode.
         reduce: a reduction or its text, or these by glob, the first match counting.
         seed: of random subsets and projections.
+        layout: what the user says of layouts; see `GivenLayouts`.
         is_lenient: layers that cannot be reduced are left out, with the reason in `skipped`.
 
     Attributes:
+        trace: by which the layouts of new layers are found, in the forward in which they are seen first.
         features: of the last whole forward that was read, until somebody takes them.
         is_armed: whether training forwards are read; if not, only that there was one is noted.
         bound: the reduction settled for each layer.
     """
 
     def __init__(
-        self, model: nn.Module, reduce: Reduce | Mapping[str, Reduce], seed: int, *, is_lenient: bool
+        self,
+        model: nn.Module,
+        reduce: Reduce | Mapping[str, Reduce],
+        seed: int,
+        layout: LayoutText | None = None,
+        *,
+        is_lenient: bool,
     ):
         for one in reduce.values() if isinstance(reduce, Mapping) else [reduce]:
             chain_of(one)  # refuses what has no meaning
@@ -65,7 +84,13 @@ class FeatureReader:
         self.bound: dict[str, BoundReduction] = {}
         self.skipped: dict[str, str] = {}
         self._model, self._reduce, self._seed, self._is_lenient = model, reduce, seed, is_lenient
+        self.trace = AxisTrace()
+        self._given = GivenLayouts(layout)
         self._layouts: dict[str, Layout] = {}
+        self._waiting: dict[
+            str, _Waiting
+        ] = {}  # layers of the forward under way whose layout is not known yet
+        self._early: dict[str, Axes] = {}  # layers that did not wait
         self._mask: torch.Tensor | None = None
         self._incoming: Batch = {}
         self.buffers = Buffers()  # of the last training forward
@@ -134,39 +159,81 @@ class FeatureReader:
         self._has_run |= is_training and not self.is_armed
         if not self._reads_all and not (is_training and self.is_armed and not self._is_lent):
             return False
-        self._incoming = {}
+        self._incoming, self._waiting, self._early = {}, {}, {}
+        self.trace.is_wanted = self.trace.is_wanted or not self._layouts
         self._mask = _token_mask(kwargs)
         if not self._reads_all:
             self.features = None  # their memory is about to be written
         for name in self.bound.keys() - self._used:  # nobody has relied on it: inputs may have another size
-            del self.bound[name], self._layouts[name]
+            del self.bound[name]
         return True
 
     def receive(self, point: HookPoint, value: torch.Tensor | PackedSequence) -> None:
         """Reduce a layer's features."""
-        if point.name in self.skipped:
+        if point.name in self.skipped or not self._knows_layout(point, value):
             return
-        try:
+        with self._leniently(point.name):
             plain, mask = strided(value, point.name)
-            device = plain.data.device if isinstance(plain, PackedSequence) else plain.device
-            with plain_arithmetic(device.type):
-                self._incoming[point.name] = self._read(point, plain, mask)
-        except ProbeError as error:
-            if not self._is_lenient or point.name in self.bound:
-                raise
-            self.skipped[point.name] = str(error)
+            self._incoming[point.name] = self._read(point.name, plain, mask)
 
     def end(self) -> None:
         """The features of a whole forward are there."""
+        for name, late in self._waiting.items():
+            self._layouts[name] = Layout(self.trace.letters(late.axes))
+            with self._leniently(name):
+                self._incoming[name] = self._read(name, late.value, late.mask)
+        for name, axes in self._early.items():
+            if Layout(self.trace.letters(axes)) != self._layouts[name]:
+                raise ProbeError(
+                    f"layer {name!r} was taken for {self._layouts[name].letters}, and what ran after it "
+                    f"shows {self.trace.letters(axes)}; say which it is with layout={{{name!r}: ...}}."
+                )
+        if self._waiting or self._early:
+            self.trace.is_wanted = False
+        self._waiting, self._early = {}, {}
         self.features, self._incoming, self._thread = self._incoming, {}, threading.get_ident()
 
-    def _read(
-        self, point: HookPoint, value: torch.Tensor | PackedSequence, mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _knows_layout(self, point: HookPoint, value: torch.Tensor | PackedSequence) -> bool:
+        """Whether the layer can be read now; if not, it waits for the end of the forward, or the next."""
         name = point.name
-        if name not in self._layouts:
-            self._layouts[name] = infer_layout(value, point.module, name)
-        features = self._layouts[name].features(value, self._mask if mask is None else mask)
+        if isinstance(value, PackedSequence) or value.is_nested:
+            self._layouts[name] = Layout("BTC")
+            return True
+        if name in self._layouts and (name in self._used or len(self._layouts[name].letters) == value.ndim):
+            return True
+        given = self._given.of(name, value.ndim)
+        if given is not None:
+            self._layouts[name] = given
+            return True
+        if not self.trace.is_active:
+            self.trace.is_wanted = True
+            return False
+        axes = self.trace.axes_of(value)
+        layout = Layout(self.trace.letters(axes))
+        if self.trace.is_final(layout.letters):
+            self._layouts[name], self._early[name] = layout, axes
+            return True
+        with self._leniently(name):
+            plain, mask = strided(value, name)
+            assert isinstance(plain, torch.Tensor)
+            self._waiting[name] = _Waiting(axes, plain.clone(), mask)
+        return False
+
+    @contextmanager
+    def _leniently(self, name: str) -> Iterator[None]:
+        """Note a layer that cannot be read, if that is permitted."""
+        try:
+            with plain_arithmetic(device_of(self._model).type):
+                yield
+        except ProbeError as error:
+            if not self._is_lenient or name in self.bound:
+                raise
+            self.skipped[name] = str(error)
+
+    def _read(
+        self, name: str, value: torch.Tensor | PackedSequence, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        features = self._layouts[name].features(value, self._mask if mask is None else mask, name)
         if name not in self.bound:
             self.bound[name] = bind(self._reduction_of(name), features, seed=self._seed, name=name)
             if not self.bound[name].size:

@@ -32,6 +32,7 @@ class HookPoint:
         scope: name of the module whose output or input it is, or in which the operation runs.
         type: name of the module's class or of the operation.
         module: the module called `scope`.
+        layout: letters of the dimensions, as in `"BCHW"`, where a survey has found it.
     """
 
     name: str
@@ -39,6 +40,7 @@ class HookPoint:
     scope: str
     type: str
     module: nn.Module
+    layout: str = ""
 
     def picked(self, pick: str) -> HookPoint:
         """The point one step inside this one: `pick` says which element of the value."""

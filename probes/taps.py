@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from .errors import ProbeError
-from .interception import Frame, Interceptor, operation_name
+from .interception import Frame, OperationInterceptor, operation_name
 from .selection import INPUT, OUTPUT, HookPoint, Selection, no_such_layer
+from .tracing import AxisTrace
 from .values import argument, described, element, tensors
 
 __all__ = ["ForwardStopped", "Receiver", "Taps"]
@@ -48,25 +49,31 @@ class Taps:
     tracing is needed and functions inside other modules go their usual way.
 
     Nothing is raised in the midst of the user's forward: what went wrong is kept in `error` until the next
-    forward that is read. Lenient taps pass over a point that holds no features.
+    forward that is read. Points that hold no features are noted in `skipped`, if that is given.
 
     A call of the model inside its own forward is a part of that forward, and so is not one in another thread.
     Forwards whose tensors hold no values are not read: those that `torch.func`, `torch.export` and other
     tracers run.
 
-    With `stop_after`, a forward ends with `ForwardStopped` as soon as so many points were handed over. For
-    the receiver it then came to its end.
+    A `trace` follows the forwards in which it is wanted. With `stop_after`, one that is not followed ends
+    with `ForwardStopped` as soon as so many points were handed over; the receiver is told that it has ended.
     """
 
     def __init__(
-        self, model: nn.Module, selection: Selection, receiver: Receiver, *, is_lenient: bool = False
+        self,
+        model: nn.Module,
+        selection: Selection,
+        receiver: Receiver,
+        *,
+        trace: AxisTrace | None = None,
+        skipped: dict[str, str] | None = None,
     ):
         selection.check(model)
         self.error: ProbeError | None = None
         self.stop_after: int | None = None
         self.order: list[str] = []  # names of the points of the last complete forward, in execution order
         self._model, self._selection, self._receiver = model, selection, receiver
-        self._is_lenient = is_lenient
+        self._trace, self._skipped = trace, skipped
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._wanted: dict[str, list[HookPoint]] = {}  # by candidate name; also remembers what is not wanted
         self._seen: dict[str, HookPoint] = {}
@@ -168,6 +175,8 @@ class Taps:
                 return False
             self._live, self.error = True, None
             self._thread, self._call = threading.get_ident(), _calling_frame()
+            if self._trace is not None and self._trace.is_wanted:
+                self._trace.start(self._model, args, kwargs)
         first = next(tensors([args, kwargs]), None)
         self._batch = first.size(0) if isinstance(first, torch.Tensor) else None
         return True
@@ -200,6 +209,8 @@ class Taps:
             if len(self._wanted) > self._pruned:
                 self._pruned = len(self._wanted)
                 self._prune()
+            if self._trace is not None:
+                self._trace.stop()
             self._receiver.end()
         self._abandon()
 
@@ -242,13 +253,15 @@ class Taps:
             try:
                 value = value_at(point.pick)
                 if value is None:
-                    if self._is_lenient:
-                        continue
-                    raise ProbeError(
+                    problem = (
                         f"layer {point.name!r} holds no tensor of floating-point features, but "
                         f"{described(whole)}; leave it out, or name the element that does, as in "
                         f"'{candidate.name}:1'."
                     )
+                    if self._skipped is None:
+                        raise ProbeError(problem)
+                    self._skipped[point.name] = problem
+                    continue
                 with torch._C.DisableTorchFunction():  # hidden from other modes, such as other taps'
                     self._receiver.receive(point, value)
                 self._order.append(point.name)
@@ -260,6 +273,8 @@ class Taps:
                 self.error = _as_probe_error(error, point.name)
 
     def _has_enough(self) -> bool:
+        if self._trace is not None and self._trace.is_active:  # what comes may tell of what has been
+            return False
         return self.stop_after is not None and len(self._order) >= self.stop_after and self.error is None
 
     def _candidate(
@@ -276,15 +291,17 @@ class Taps:
         self._calls[base] += 1
         return f"{base}_{count}" if count else base
 
-    def _interceptor(self, path: str, module: nn.Module) -> Interceptor | None:
+    def _interceptor(self, path: str, module: nn.Module) -> OperationInterceptor | None:
         if path not in self._holds_operations:
             self._holds_operations[path] = self._selection.may_hold_operations(path, module)
-        return Interceptor(self._operation) if self._holds_operations[path] else None
+        return OperationInterceptor(self._operation) if self._holds_operations[path] else None
 
     def _abandon(self) -> None:
         """Forget the forward under way, if any."""
         while self._frames:
             self._frames.pop().pause()
+        if self._trace is not None:
+            self._trace.stop()
         self._calls.clear()
         self._order = []
         self._call = None

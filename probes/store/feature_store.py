@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..errors import ProbeError
 from ..host import Forward, default_forward, unwrap
+from ..layout import LayoutText
 from ..reduction import Reduce
 from ..selection import Pattern, nearest
 from .columns import Column, Digest
@@ -85,6 +86,7 @@ class FeatureStore:
         layers: Pattern | Iterable[Pattern] = "auto",
         exclude: Pattern | Iterable[Pattern] = (),
         reduce: Reduce | Mapping[str, Reduce] = "auto",
+        layout: LayoutText | None = None,
         dtype: str = "float32",
         autocast: torch.dtype | None = None,
         forward: Forward | None = None,
@@ -114,8 +116,8 @@ class FeatureStore:
             loader: batches for `forward`, the same in every pass: a `DataLoader` without shuffling, or
                 anything that can be iterated again and again (which is gone through once more to be counted).
             path: a folder; it need not exist.
-            layers, exclude, reduce, seed: as for `ProbeSet`; the random subsets are the same, too. A store
-                has one row per example, so `reduce="positions"` is refused.
+            layers, exclude, reduce, layout, seed: as for `ProbeSet`; the random subsets are the same, too. A
+                store has one row per example, so `reduce="positions"` is refused.
             dtype: of the files: "float32" or "float16".
             autocast: run the model in mixed precision of this type.
             forward: `forward(model, batch) -> (output, labels)`; see `default_forward`. One that does more
@@ -133,7 +135,9 @@ class FeatureStore:
         """
         if dtype not in ("float32", "float16"):
             raise ProbeError(f"dtype={dtype!r} cannot be stored; use 'float32' or 'float16'.")
-        request = Request(listed(layers), listed(exclude), reduce, forward or default_forward, autocast, seed)
+        request = Request(
+            listed(layers), listed(exclude), reduce, forward or default_forward, autocast, seed, layout
+        )
         store, inner = Path(path), unwrap(model)
         extraction = Extraction(inner, loader, store, request, dtype, progress, report, process_group)
         return cls(store, *extraction.run())

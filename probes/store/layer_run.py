@@ -14,6 +14,7 @@ from torch import nn
 from ..automatic import automatic_layers
 from ..errors import ProbeError
 from ..host import Forward, device_of, to_device
+from ..layout import LayoutText
 from ..reader import FeatureReader
 from ..reduction import Reduce
 from ..selection import Pattern, Selection
@@ -52,6 +53,7 @@ class Request:
     forward: Forward
     autocast: torch.dtype | None
     seed: int
+    layout: LayoutText | None = None
 
     @property
     def is_auto(self) -> bool:
@@ -83,9 +85,17 @@ class LayerRun:
 
     def __init__(self, model: nn.Module, request: Request, stop_after: int | None = None):
         self._model, self._request = model, request
-        self._reader = FeatureReader(model, request.reduce, request.seed, is_lenient=request.is_auto)
+        self._reader = FeatureReader(
+            model, request.reduce, request.seed, request.layout, is_lenient=request.is_auto
+        )
         self._reading = self._reader.reading_everything()
-        self._taps = Taps(model, request.selection(model), self._reader)
+        self._taps = Taps(
+            model,
+            request.selection(model),
+            self._reader,
+            trace=self._reader.trace,
+            skipped=self._reader.skipped if request.is_auto else None,
+        )
         self._taps.stop_after = stop_after
         self.skipped = self._reader.skipped
 

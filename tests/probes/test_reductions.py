@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from probes import Auto, ProbeError, ProbeSet, Subset, parse_reduction, random_subset
 from probes.bound import BoundReduction, bind
-from probes.layout import Features, infer_layout
+from probes.layout import Features, Layout
 
 from .models import CLASSES, ConvNet, Tagger, images
 
@@ -89,7 +89,10 @@ def test_pooling_leaves_padding_out(reduction: str) -> None:
 def test_packed_sequences() -> None:
     lengths = torch.tensor([2, 7, 5])
     packed = pack_padded_sequence(TOKENS, lengths, batch_first=True, enforce_sorted=False)
-    features = infer_layout(packed, nn.LSTM(1, 1), "lstm").features(packed, None)
+    features = Layout("BTC").features(packed, None, "lstm")
+    assert str(features) == "BTC 7x5"
+    assert features.positions == (7,)
+    assert torch.equal(features.valid, VALID[[1, 0, 2]])
     rows = [x[:n] for x, n in zip(TOKENS, lengths.tolist(), strict=True)]
     torch.testing.assert_close(reduced("mean", features), torch.stack([r.mean(0) for r in rows]))
     torch.testing.assert_close(reduced("last", features), torch.stack([r[-1] for r in rows]))
@@ -212,23 +215,6 @@ def test_batch_first_or_second(batch_first: bool, reduction: str) -> None:
         assert batch is not None
     tokens = outputs[0] if batch_first else outputs[0].transpose(0, 1)
     torch.testing.assert_close(batch["lstm"][0], tokens.mean(1) if reduction == "mean" else tokens[:, -1])
-
-
-@pytest.mark.parametrize(
-    ("shape", "module", "channel"),
-    [
-        ((2, 8, 6, 6), nn.Conv2d(3, 8, 1), 1),
-        ((2, 6, 6, 8), nn.LayerNorm(8), 3),
-        ((2, 8, 4, 8), nn.Identity(), 1),
-        ((2, 4, 4, 8), nn.Identity(), 3),
-        ((2, 8, 5), nn.Conv1d(3, 8, 1), 1),
-        ((2, 5, 8), nn.Linear(3, 8), 2),
-        ((2, 8), nn.Linear(3, 8), 1),
-        ((2, 3, 4, 5, 6), nn.Identity(), 1),
-    ],
-)
-def test_where_the_channels_are(shape: tuple[int, ...], module: nn.Module, channel: int) -> None:
-    assert infer_layout(torch.zeros(shape), module, "x").channel == channel
 
 
 class Masked(nn.Module):
