@@ -209,13 +209,6 @@ class ProbeSet:
                 raise ProbeError(
                     "this batch has no examples, so there is nothing to learn from it; leave it out."
                 )
-            absent = [layer for layer in self._bank.specs if layer not in batch]
-            if absent:
-                raise ProbeError(
-                    f"layer {absent[0]!r} did not run in this forward, though it did before; a probe needs "
-                    "its layer in every training batch, so leave it out (or, if the model was compiled before "
-                    "the probes were attached, call torch.compiler.reset())."
-                )
             self._bank.step({layer: x for layer, (x, _) in batch.items()}, labels)
 
     def _labels(
@@ -226,6 +219,13 @@ class ProbeSet:
             error, self._taps.error = self._taps.error, None
             raise error
         self._taps.require_matches(all_of_them=not self._is_auto)
+        absent = [layer for layer in self._bank.specs if layer not in batch]
+        if training and absent:
+            raise ProbeError(
+                f"layer {absent[0]!r} did not run in this forward, though it did before; a probe needs its "
+                "layer in every training batch, so leave it out (or, if the model was compiled before the "
+                "probes were attached, call torch.compiler.reset())."
+            )
         device = next((x.device for x, _ in batch.values()), torch.device("cpu"))
         labels = Labels(y, self._targets, device)
         self._drop_or_refuse(batch, labels.examples)

@@ -145,6 +145,7 @@ class FeatureReader:
 
     def settle(self, settled: Settled) -> None:
         """Reduce layers like this, and others as it suits their features."""
+        self.trace.is_wanted = not settled.layouts
         self.bound, self._layouts, self._used = settled.bound, settled.layouts, settled.used
 
     def forget(self) -> None:
@@ -170,11 +171,13 @@ class FeatureReader:
 
     def receive(self, point: HookPoint, value: torch.Tensor | PackedSequence) -> None:
         """Reduce a layer's features."""
-        if point.name in self.skipped or not self._knows_layout(point, value):
+        name = point.name
+        if name in self.skipped:
             return
-        with self._leniently(point.name):
-            plain, mask = strided(value, point.name)
-            self._incoming[point.name] = self._read(point.name, plain, mask)
+        with self._leniently(name):
+            plain, mask = strided(value, name)
+            if self._knows_layout(name, value, plain, mask):
+                self._incoming[name] = self._read(name, plain, mask)
 
     def end(self) -> None:
         """The features of a whole forward are there."""
@@ -193,15 +196,24 @@ class FeatureReader:
         self._waiting, self._early = {}, {}
         self.features, self._incoming, self._thread = self._incoming, {}, threading.get_ident()
 
-    def _knows_layout(self, point: HookPoint, value: torch.Tensor | PackedSequence) -> bool:
+    def _knows_layout(
+        self,
+        name: str,
+        value: torch.Tensor | PackedSequence,
+        plain: torch.Tensor | PackedSequence,
+        mask: torch.Tensor | None,
+    ) -> bool:
         """Whether the layer can be read now; if not, it waits for the end of the forward, or the next."""
-        name = point.name
-        if isinstance(value, PackedSequence) or value.is_nested:
+        if isinstance(plain, PackedSequence) or isinstance(value, PackedSequence) or value.is_nested:
             self._layouts[name] = Layout("BTC")
             return True
-        if name in self._layouts and (name in self._used or len(self._layouts[name].letters) == value.ndim):
+        if plain.ndim < 2:
+            raise ProbeError(
+                f"layer {name!r} gives one number per example; a probe needs at least two dimensions."
+            )
+        if name in self._layouts and (name in self._used or len(self._layouts[name].letters) == plain.ndim):
             return True
-        given = self._given.of(name, value.ndim)
+        given = self._given.of(name, plain.ndim)
         if given is not None:
             self._layouts[name] = given
             return True
@@ -213,10 +225,7 @@ class FeatureReader:
         if self.trace.is_final(layout.letters):
             self._layouts[name], self._early[name] = layout, axes
             return True
-        with self._leniently(name):
-            plain, mask = strided(value, name)
-            assert isinstance(plain, torch.Tensor)
-            self._waiting[name] = _Waiting(axes, plain.clone(), mask)
+        self._waiting[name] = _Waiting(axes, plain.clone(), mask)
         return False
 
     @contextmanager

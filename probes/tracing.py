@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from inspect import signature
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .axes import Axes, Axis, Strength, letters_of, new_axes
@@ -43,7 +45,7 @@ class AxisTrace:
     def __init__(self) -> None:
         self.is_active, self.is_wanted = False, True
         self._axes: Any = WeakTensorKeyDictionary()
-        self._buffers: Any = WeakTensorKeyDictionary()
+        self._constants: Any = WeakTensorKeyDictionary()  # the model's parameters and buffers
         self._inside: list[tuple[nn.Module, Axes | None]] = []  # opaque modules that run, with what they read
         self._eye: _Eye | None = None
         self._hooks: list[Any] = []
@@ -54,8 +56,8 @@ class AxisTrace:
         """Begin to follow: the model is about to run with these arguments."""
         self.stop()
         self.is_active, self._input = True, None
-        for buffer in model.buffers():
-            self._buffers[buffer] = True
+        for constant in chain(model.parameters(), model.buffers()):
+            self._constants[constant] = True
         self._may_turn = any(getattr(part, "batch_first", True) is False for part in model.modules())
         for tensor in _tensors([args, kwargs]):
             axes = self.axes_of(tensor)
@@ -87,7 +89,7 @@ class AxisTrace:
         """The axes of a tensor of the forward under way."""
         known: Axes | None = self._axes.get(tensor)
         if known is None or len(known) != tensor.ndim:
-            is_constant = isinstance(tensor, nn.Parameter) or tensor in self._buffers
+            is_constant = tensor in self._constants
             known = self._surrounding(tensor.ndim) or new_axes(tensor.ndim, is_constant=is_constant)
             self._axes[tensor] = known
         return known
@@ -130,7 +132,7 @@ class AxisTrace:
     def _dims(self, value: Any) -> Any:
         """A nest of arguments, with `Dims` for tensors."""
         if isinstance(value, torch.Tensor):
-            if value.is_nested or value.ndim == 0:
+            if is_lazy(value) or value.is_nested or value.ndim == 0:
                 return Dims((), ())
             return Dims(self.axes_of(value), tuple(value.shape), isinstance(value, nn.Parameter))
         if type(value) in (tuple, list):
@@ -235,7 +237,7 @@ class _Exit:
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
     """Those with dimensions in a nest."""
     if isinstance(value, torch.Tensor):
-        if not value.is_nested and value.ndim > 0:
+        if not is_lazy(value) and not value.is_nested and value.ndim > 0:
             yield value
     elif isinstance(value, Mapping):
         for item in value.values():

@@ -113,7 +113,8 @@ class Extraction:
             features, labels = run(opening.batch, 0)
             layers = run.stored_layers(features, len(next(iter(labels.values()))))
             skipped = dict(run.skipped)
-        return First(opening, layers, skipped, features, labels, time.perf_counter() - begin)
+            layouts = run.layouts
+        return First(opening, layers, skipped, features, labels, time.perf_counter() - begin, layouts)
 
     def _missing(self, wanted: list[StoredLayer], have: list[StoredLayer]) -> list[StoredLayer]:
         known = {layer.name: layer for layer in have}
@@ -237,7 +238,7 @@ class Extraction:
             self._processes.require_same(checksum(todo.tolist()), "views of the store's folder")
             if len(todo):
                 options = replace(self._request, layers=tuple(x.name for x in job.layers), exclude=())
-                with LayerRun(self._model, options, stop_after=len(job.layers)) as run:
+                with LayerRun(self._model, options, len(job.layers), first.layouts) as run:
                     one = Pass(job, self._store, self._source, run, first)
                     estimate = one.estimate(todo, self._processes.size)
                     if self._report is not None and self._processes.rank == 0:

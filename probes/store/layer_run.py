@@ -14,8 +14,8 @@ from torch import nn
 from ..automatic import automatic_layers
 from ..errors import ProbeError
 from ..host import Forward, device_of, to_device
-from ..layout import LayoutText
-from ..reader import FeatureReader
+from ..layout import Layout, LayoutText
+from ..reader import FeatureReader, Settled
 from ..reduction import Reduce
 from ..selection import Pattern, Selection
 from ..taps import ForwardStopped, Taps
@@ -78,16 +78,24 @@ class LayerRun:
         model: in eval mode.
         request: the layers and reductions, and how to run the model.
         stop_after: layers after which the rest of a forward is left out.
+        layouts: where they are known from another run.
 
     Attributes:
         skipped: layers that `"auto"` chose and that cannot be read, with the reason.
     """
 
-    def __init__(self, model: nn.Module, request: Request, stop_after: int | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        request: Request,
+        stop_after: int | None = None,
+        layouts: Mapping[str, Layout] | None = None,
+    ):
         self._model, self._request = model, request
         self._reader = FeatureReader(
             model, request.reduce, request.seed, request.layout, is_lenient=request.is_auto
         )
+        self._reader.settle(Settled({}, dict(layouts or {}), set()))
         self._reading = self._reader.reading_everything()
         self._taps = Taps(
             model,
@@ -98,6 +106,11 @@ class LayerRun:
         )
         self._taps.stop_after = stop_after
         self.skipped = self._reader.skipped
+
+    @property
+    def layouts(self) -> dict[str, Layout]:
+        """Of the layers that have run."""
+        return self._reader.settled().layouts
 
     def __enter__(self) -> LayerRun:
         self._reading.__enter__()

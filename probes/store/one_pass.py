@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from ..errors import ProbeError
+from ..layout import Layout
 from .contents import Data
 from .digests import Digests, input_digests
 from .job import Job
@@ -48,7 +49,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class First:
-    """The first batch, run whole: the layers that the request means, those left out, features and labels."""
+    """The first batch, run whole: which layers the request means and which are left out, features and labels,
+    the seconds that it took, and the layers' layouts.
+    """
 
     opening: Opening
     layers: list[StoredLayer]
@@ -56,6 +59,7 @@ class First:
     features: Tensors
     labels: Tensors
     seconds: float
+    layouts: dict[str, Layout]
 
 
 class Pass:
