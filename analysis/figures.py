@@ -29,7 +29,7 @@ def error_by_depth(
         title: above the picture.
         target: which label set; the first one if not given.
 
-    Bars are two standard errors. The scale is logarithmic where errors differ twelvefold or more. A dashed
+    Bars are 95% intervals. The scale is logarithmic where errors differ twelvefold or more. A dashed
     line is the model's own error in the last result, a dotted one the error of always answering the majority
     class.
     """
@@ -40,7 +40,7 @@ def error_by_depth(
     for (name, result), (colour, marker) in zip(results.items(), curves, strict=False):
         x = [layers.index(r.layer) for r in result.readings]
         error = 100 * np.array([r.error for r in result.readings])
-        bars = 200 * np.array([r.error_se for r in result.readings])
+        bars = np.abs(error - 100 * np.array([r.error_interval for r in result.readings]).T)
         axes.errorbar(x, error, bars, label=name, color=colour, marker=marker, ms=4.5, lw=1.6, capsize=2)
     _references(axes, list(results.values())[-1])
     layer_axis(axes, layers)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import pandas as pd
 
 from hessian import LineSearch, Spectrum
-from probes import ProbeResult
+from probes import ProbeResult, Reading
 
 from .controls import Controls
 
@@ -29,16 +29,21 @@ def history(records: Iterable[tuple[int, ProbeResult]]) -> pd.DataFrame:
 
 
 def side_by_side(results: Mapping[str, ProbeResult], target: str | None = None) -> pd.DataFrame:
-    """Prediction error in percent with its standard error, one row per layer and a column per result."""
+    """Prediction error in percent with its 95% interval, one row per layer and a column per result."""
     columns = {}
     for name, result in results.items():
         readings = result.of(target or result.readings[0].target).readings
-        columns[name] = {r.layer: f"{100 * r.error:.2f} ± {100 * r.error_se:.2f}" for r in readings}
+        columns[name] = {r.layer: _error(r) for r in readings}
     first = list(results.values())[-1].readings
     layers = dict.fromkeys(layer for column in reversed(columns.values()) for layer in column)
     table = pd.DataFrame(columns).reindex(list(layers))
     table.insert(0, "features", pd.Series({r.layer: f"{r.features} ({r.reduction})" for r in first}))
     return table.rename_axis("layer").fillna("")
+
+
+def _error(reading: Reading) -> str:
+    low, high = reading.error_interval
+    return f"{100 * reading.error:.2f} ({100 * low:.2f} to {100 * high:.2f})"
 
 
 def with_controls(result: ProbeResult, controls: Controls) -> pd.DataFrame:

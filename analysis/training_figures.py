@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from probes import ProbeResult
+from probes import ProbeResult, Reading
 
 from .style import canvas, finish_axes
 
@@ -68,16 +68,18 @@ def error_curves(
         target: which label set; the first one if not given.
         x: what the results are by.
 
-    Bars are two standard errors. Steps are on a scale that is linear up to the first one after 0 and
+    Bars are 95% intervals. Steps are on a scale that is linear up to the first one after 0 and
     logarithmic beyond.
     """
     steps = sorted(results)
     layers, errors = _table([results[step] for step in steps], target)
-    bars = _table([results[step] for step in steps], target, "error_se")[1]
+    low = _table([results[step] for step in steps], target, lambda r: r.error_interval[0])[1]
+    high = _table([results[step] for step in steps], target, lambda r: r.error_interval[1])[1]
+    bars = np.stack([errors - low, high - errors], axis=1)
     figure, (axes,) = canvas()
     colours = colormaps[_COLOURS](np.linspace(0, 0.92, len(layers)))
     for name, error, bar, colour in zip(layers, errors, bars, colours, strict=True):
-        axes.errorbar(steps, error, 2 * bar, label=name, color=colour, marker="o", ms=3, lw=1.4, capsize=1.5)
+        axes.errorbar(steps, error, bar, label=name, color=colour, marker="o", ms=3, lw=1.4, capsize=1.5)
     positive = [step for step in steps if step > 0]
     if positive and positive[-1] > 20 * positive[0]:
         axes.set_xscale("symlog", linthresh=positive[0])
@@ -91,15 +93,15 @@ def error_curves(
 
 
 def _table(
-    results: Sequence[ProbeResult], target: str | None, field: str = "error"
+    results: Sequence[ProbeResult], target: str | None, of: Callable[[Reading], float] = lambda r: r.error
 ) -> tuple[list[str], np.ndarray]:
-    """Layers, and a field in percent (layers, results); NaN where a layer has no reading."""
+    """Layers, and what is asked of a reading in percent (layers, results); NaN where there is no reading."""
     results = [result.of(target or result.readings[0].target) for result in results]
     layers = list(dict.fromkeys(r.layer for result in reversed(results) for r in result.readings))
     values = np.full((len(layers), len(results)), np.nan)
     for column, result in enumerate(results):
         for reading in result.readings:
-            values[layers.index(reading.layer), column] = 100 * getattr(reading, field)
+            values[layers.index(reading.layer), column] = 100 * of(reading)
     return layers, values
 
 

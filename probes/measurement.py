@@ -12,6 +12,7 @@ from .bank import Bank
 from .bound import BoundReduction
 from .errors import ProbeError
 from .host import logits_of
+from .intervals import normal
 from .labels import Labels
 from .reader import Batch
 from .results import Reading, Reference
@@ -28,7 +29,7 @@ class Measurement:
         self._bank, self._targets = bank, bank.targets
         self._tallies: dict[tuple[str, str], Tally] = {}
         self._summaries: dict[str, torch.Tensor] = {}
-        self._own = Tally()  # the model's own errors
+        self._own = Tally((1,))  # the model's own errors
 
     @property
     def is_empty(self) -> bool:
@@ -94,6 +95,11 @@ class Measurement:
             variance = target.variance(summary)
             found["error"] = (loss[0] / variance, loss[1] / variance) if variance > 0 else (float("nan"),) * 2
         top5 = found.get("top5_error", (None, None))
+        error, error_se = found["error"]
+        if isinstance(target, Regression):
+            low, high = normal(error, error_se)
+        else:
+            low, high = tally.interval((r, target.metrics.index("error")))
         return Reading(
             layer=layer,
             target=name,
@@ -104,18 +110,23 @@ class Measurement:
             n=int(tally.rows),
             loss=loss[0],
             loss_se=loss[1],
-            error=found["error"][0],
-            error_se=found["error"][1],
+            error=error,
+            error_se=error_se,
             top5_error=top5[0],
             top5_error_se=top5[1],
+            error_low=low,
+            error_high=high,
         )
 
     def _reference(self, name: str) -> Reference:
         target, summary = self._targets[name], self._summaries[name]
         mine = name == next(iter(self._targets)) and float(self._own.rows) > 0
-        error, se = (value.item() for value in self._own.means()) if mine else (None, None)
         rows = int(summary.sum() if isinstance(target, Classification) else summary[0, 0])
-        return Reference(name, rows, target.majority_error(summary), error, se)
+        majority = target.majority_error(summary)
+        if not mine:
+            return Reference(name, rows, majority, None, None)
+        error, se = (float(part[0]) for part in self._own.means())
+        return Reference(name, rows, majority, error, se, *self._own.interval(0))
 
 
 def _answers(logits: torch.Tensor | None, y: torch.Tensor, target: Target) -> TypeGuard[torch.Tensor]:

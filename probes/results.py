@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .errors import ProbeError
+from .intervals import normal
 from .selection import nearest
 
 __all__ = ["ProbeResult", "Reading", "Reference"]
@@ -27,7 +30,10 @@ class Reading:
         loss: mean loss: cross-entropy in nats, or squared error in the labels' units.
         loss_se: its standard error. Rows of one example are not taken for independent.
         error: fraction wrong; for regression the fraction of variance left unexplained.
-        error_se: its standard error.
+        error_se: its standard error. It says nothing where no row is wrong.
+        error_low: lower end of the 95% interval of the error, by Wilson's score (see `intervals.py`); for
+            regression 1.96 standard errors below. None in records of version 0.1.
+        error_high: its upper end.
         top5_error: fraction of rows whose class is not among the five most probable; None up to 5 classes.
         top5_error_se: its standard error.
         l2: strength of the regularisation of a convex fit.
@@ -49,6 +55,15 @@ class Reading:
     top5_error_se: float | None
     l2: float | None = None
     gap: float | None = None
+    error_low: float | None = None
+    error_high: float | None = None
+
+    @property
+    def error_interval(self) -> tuple[float, float]:
+        """The 95% interval of the error; by its standard error where the record has none."""
+        if self.error_low is None or self.error_high is None:
+            return normal(self.error, self.error_se)
+        return (self.error_low, self.error_high)
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,8 @@ class Reference:
         majority_error: error of always answering the most frequent answer of this split.
         model_error: the model's own error, where its output has one number per class of the first target.
         model_error_se: its standard error.
+        model_error_low: lower end of its 95% interval, as of a reading's error.
+        model_error_high: its upper end.
     """
 
     target: str
@@ -68,6 +85,17 @@ class Reference:
     majority_error: float
     model_error: float | None
     model_error_se: float | None
+    model_error_low: float | None = None
+    model_error_high: float | None = None
+
+    @property
+    def model_interval(self) -> tuple[float, float]:
+        """The 95% interval of the model's own error; NaN without one."""
+        if self.model_error_low is not None and self.model_error_high is not None:
+            return (self.model_error_low, self.model_error_high)
+        if self.model_error is None or self.model_error_se is None:
+            return (math.nan, math.nan)
+        return normal(self.model_error, self.model_error_se)
 
 
 @dataclass(frozen=True)
@@ -117,20 +145,46 @@ class ProbeResult:
         )
 
     def __str__(self) -> str:
-        width = max([len(r.layer) for r in self.readings] + [5])
         names = {r.target for r in self.readings}
-        lines = [f"{'layer':<{width}}  error (%)      loss            features  reduction"]
-        for r in self.readings:
-            tail = f"  {r.target}" if len(names) > 1 else ""
-            lines.append(
-                f"{r.layer:<{width}}  {100 * r.error:6.2f} ±{100 * r.error_se:5.2f}"
-                f"  {r.loss:7.4f} ±{r.loss_se:.4f}  {r.features:8d}  {r.reduction}{tail}"
-            )
+        columns: dict[str, list[str]] = {"layer": [r.layer for r in self.readings]}
+        columns["error (%)"] = [f"{100 * r.error:.2f}" for r in self.readings]
+        columns["95% interval"] = [_interval(r.error_interval) for r in self.readings]
+        columns["loss"] = [f"{r.loss:.4f} ± {r.loss_se:.4f}" for r in self.readings]
+        if any(r.top5_error is not None for r in self.readings):
+            columns["top-5 error (%)"] = [_percent(r.top5_error, r.top5_error_se) for r in self.readings]
+        if any(r.gap is not None for r in self.readings):
+            columns["gap (nats)"] = ["" if r.gap is None else f"{r.gap:.1e}" for r in self.readings]
+        columns["features"] = [str(r.features) for r in self.readings]
+        columns["reduction"] = [r.reduction for r in self.readings]
+        if len(names) > 1:
+            columns["target"] = [r.target for r in self.readings]
+        lines = _table(columns)
         for ref in self.references:
-            own = "" if ref.model_error is None else f", the model's own {100 * ref.model_error:.2f}%"
+            own = ""
+            if ref.model_error is not None:
+                interval = _interval(ref.model_interval)
+                own = f", the model's own {100 * ref.model_error:.2f}% (95% interval {interval})"
             name = f" ({ref.target})" if len(names) > 1 else ""
             lines.append(
                 f"{self.split}{name}: {ref.n:,} rows; "
                 f"majority class {100 * ref.majority_error:.2f}% wrong{own}"
             )
         return "\n".join(lines)
+
+
+def _interval(bounds: tuple[float, float]) -> str:
+    return f"{100 * bounds[0]:.2f} to {100 * bounds[1]:.2f}"
+
+
+def _percent(value: float | None, se: float | None) -> str:
+    return "" if value is None or se is None else f"{100 * value:.2f} ± {100 * se:.2f}"
+
+
+def _table(columns: Mapping[str, Sequence[str]]) -> list[str]:
+    """Lines of text, numbers to the right and names to the left."""
+    cells = []
+    for title, values in columns.items():
+        width = max(map(len, (title, *values)))
+        is_text = title in ("layer", "reduction", "target")
+        cells.append([f"{cell:<{width}}" if is_text else f"{cell:>{width}}" for cell in (title, *values)])
+    return ["  ".join(row).rstrip() for row in zip(*cells, strict=True)]

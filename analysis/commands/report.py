@@ -16,11 +16,11 @@ def report_probes(path: Path, before: ProbeResult, after: ProbeResult) -> None:
     from ..tables import side_by_side
 
     reference = after.references[0]
-    own, own_se = reference.model_error, reference.model_error_se
-    print("Prediction error of a linear probe on each layer, in % of the test set (± standard error):\n")
+    own, (low, high) = reference.model_error, reference.model_interval
+    print("Prediction error of a linear probe on each layer, in % of the test set (and its 95% interval):\n")
     print(side_by_side({"before training": before, "after training": after}).to_string())
-    if own is not None and own_se is not None:
-        print(f"\nthe model itself: {100 * own:.2f} ± {100 * own_se:.2f}")
+    if own is not None:
+        print(f"\nthe model itself: {100 * own:.2f} ({100 * low:.2f} to {100 * high:.2f})")
     print(f"always the majority class: {100 * reference.majority_error:.2f} ({reference.n:,} test examples)")
     figures = sorted((path / "figures").glob("probes_test_step_*.png"))
     print(f"\nfigure: {figures[-1]}\nmore:   tensorboard --logdir {path.parent}")

@@ -206,6 +206,7 @@ def _add(tally: Tally, loss: torch.Tensor, outputs: torch.Tensor, y: torch.Tenso
 
 def _reading(table: FeatureTable, layer: str, size: int, tally: Tally, l2: float | None) -> Reading:
     (loss, error, top5), errors = (part.tolist() for part in tally.means())
+    low, high = tally.interval(1)
     return Reading(
         layer,
         "y",
@@ -221,4 +222,6 @@ def _reading(table: FeatureTable, layer: str, size: int, tally: Tally, l2: float
         top5,
         errors[2],
         l2,
+        error_low=low,
+        error_high=high,
     )

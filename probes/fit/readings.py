@@ -19,11 +19,12 @@ __all__ = ["Scores", "reading", "result", "scores"]
 
 @dataclass(frozen=True)
 class Scores:
-    """Mean (value, standard error) of each metric over a split's rows; see `Reading`."""
+    """Mean (value, standard error) of each metric over a split's rows, and an interval; see `Reading`."""
 
     loss: tuple[float, float]
     error: tuple[float, float]
     top5_error: tuple[float, float] | None
+    error_interval: tuple[float, float]
 
 
 def reading(table: FeatureTable, fit: PathPoint, features: int, found: Scores) -> Reading:
@@ -44,6 +45,8 @@ def reading(table: FeatureTable, fit: PathPoint, features: int, found: Scores) -
         top5_error_se=found.top5_error[1] if found.top5_error else None,
         l2=fit.l2,
         gap=fit.gap,
+        error_low=found.error_interval[0],
+        error_high=found.error_interval[1],
     )
 
 
@@ -56,7 +59,7 @@ def scores(rows: Rows, y: torch.Tensor, theta: torch.Tensor) -> Scores:
         values = target.measure(logits[None], y[block])[:, 0]  # (metrics, rows)
         tally.add(values[..., None], torch.ones(len(z), 1, dtype=torch.bool, device=z.device))
     found = [(float(mean), float(error)) for mean, error in zip(*tally.means(), strict=True)]
-    return Scores(found[0], found[1], found[2] if len(found) > 2 else None)
+    return Scores(found[0], found[1], found[2] if len(found) > 2 else None, tally.interval(1))
 
 
 def result(split: str, table: FeatureTable, num_classes: int, readings: list[Reading]) -> ProbeResult:

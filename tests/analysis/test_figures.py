@@ -21,8 +21,8 @@ def test_curves_bars_and_references() -> None:
     assert np.allclose(after[0].get_ydata(), [5, 2.5])
     (segments,) = before[2]
     assert np.allclose(
-        [s[1, 1] - s[0, 1] for s in segments.get_segments()], 4
-    )  # two standard errors each way
+        [s[1, 1] - s[0, 1] for s in segments.get_segments()], 2 * 1.959964
+    )  # of a record without an interval
     texts = [text.get_text() for text in axes.get_legend().get_texts()]
     assert texts == ["the model's own error (8.0%)", "before", "after"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["conv1", "fc"]

@@ -127,7 +127,12 @@ def test_a_table_has_layers_in_order_and_gaps_where_a_layer_is_missing() -> None
     table = side_by_side({"before": RESULT, "after": later})
     assert list(table.index) == ["conv1", "aux", "fc"]
     assert table.loc["aux", "before"] == ""
-    assert table.loc["fc", "after"] == "10.00 ± 1.00"
+    assert (
+        table.loc["fc", "after"] == "10.00 (8.04 to 11.96)"
+    )  # by the standard error, as in records of version 0.1
+    known = replace(RESULT.readings[1], error=0.0, error_low=0.0, error_high=0.0566)
+    exact = replace(RESULT, readings=(known,))
+    assert side_by_side({"after": exact}).loc["fc", "after"] == "0.00 (0.00 to 5.66)"
     assert np.array_equal(table["features"], ["16 (avg:1)"] * 3)
 
 

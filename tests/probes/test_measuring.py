@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,21 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from probes import Classification, MultiLabel, ProbeError, ProbeSet, Regression
+from probes import (
+    Classification,
+    MultiLabel,
+    ProbeError,
+    ProbeResult,
+    ProbeSet,
+    Reading,
+    Reference,
+    Regression,
+)
+from probes.intervals import wilson
 from probes.tally import Tally
 
 from .models import CLASSES, ConvNet, Mlp, assert_identical, images, random_streams, vectors
@@ -284,3 +297,85 @@ def test_text_of_a_result() -> None:
     text = str(trained(Mlp(), ["0", "3"], vectors()).evaluate(vectors(), split="valid", progress=False))
     assert [line.split()[0] for line in text.splitlines()] == ["layer", "0", "3", "valid:"]
     assert "nan" not in text
+
+
+# -- intervals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("wrong", "n"), [(0, 64), (1, 64), (2, 299), (50, 100), (63, 64), (64, 64), (0, 1)])
+def test_the_interval_of_independent_rows_is_wilsons(wrong: int, n: int) -> None:
+    """scipy's; no error at all in 64 rows still says up to 5.7%."""
+    tally = Tally()
+    tally.add((torch.arange(n) < wrong).double()[None, :, None], torch.ones(n, 1, dtype=torch.bool))
+    exact = binomtest(wrong, n).proportion_ci(method="wilson")
+    assert tally.interval(0) == pytest.approx((exact.low, exact.high), abs=1e-9)
+
+
+def test_the_interval_covers_the_truth_where_errors_are_few() -> None:
+    """Wilson's comes to 0.92 of them for p = 0.01; by the standard error it would be 0.63."""
+    g = torch.Generator().manual_seed(0)
+    for p in (0.01, 0.05, 0.3):
+        rates = (torch.rand(2000, 100, generator=g) < p).double().mean(1)
+        bounds = [wilson(float(r), float((r * (1 - r) / 100).sqrt()), 100) for r in rates]
+        assert sum(low <= p <= high for low, high in bounds) / 2000 > 0.905
+
+
+def test_rows_of_one_example_widen_the_interval() -> None:
+    """All rows of an example alike: the interval is that of examples. All right: an example counts once."""
+    alike, once = Tally(), Tally()
+    wrong = (torch.arange(40) < 6).double()
+    alike.add(wrong[None, :, None].expand(-1, -1, 25), torch.ones(40, 25, dtype=torch.bool))
+    once.add(wrong[None, :, None], torch.ones(40, 1, dtype=torch.bool))
+    assert alike.interval(0) == pytest.approx(once.interval(0))
+    perfect = Tally()
+    perfect.add(torch.zeros(1, 40, 25), torch.arange(40)[:, None].expand(-1, 25) < 30)
+    assert perfect.interval(0) == pytest.approx(wilson(0.0, 0.0, 30))
+    assert perfect.interval(0)[1] == pytest.approx(1.959964**2 / (30 + 1.959964**2), rel=1e-6)
+
+
+def test_readings_carry_their_intervals() -> None:
+    x, y = whole(vectors(8, 8))
+    probes = trained(Mlp(), "input", vectors(8, 8) * 60, lr=0.3)
+    result = probes.evaluate([(x, y)], progress=False)
+    reading = result["input"]
+    assert reading.error == 0
+    assert reading.error_se == 0
+    assert reading.error_interval == pytest.approx((0, 0.0566), abs=1e-4)
+    assert re.search(r"^input +0\.00 +0\.00 to 5\.66 +0\.\d{4} ± 0\.\d{4} +6 +flatten", str(result), re.M)
+    own = result.references[0]
+    exact = binomtest(round(own.model_error * 64), 64).proportion_ci(method="wilson")
+    assert own.model_interval == pytest.approx((exact.low, exact.high))
+    assert f"(95% interval {100 * exact.low:.2f} to {100 * exact.high:.2f})" in str(result)
+
+
+def test_text_shows_what_there_is() -> None:
+    """The top-5 error with more than five classes, the gap of a convex fit, the target among several."""
+    plain = Reading("a", "y", "flatten", 6, 0.1, 9, 50, 0.5, 0.1, 0.2, 0.05, None, None)
+    ref = Reference("y", 50, 0.5, None, None)
+    head = str(ProbeResult("valid", (plain,), (ref,))).splitlines()[0]
+    assert head.split("  ") == [
+        part for part in head.split("  ") if "top-5" not in part and "gap" not in part
+    ]
+    rich = dataclasses.replace(plain, top5_error=0.1, top5_error_se=0.02, gap=3e-7)
+    text = str(ProbeResult("valid", (rich, plain), (ref,))).splitlines()
+    assert "top-5 error (%)" in text[0]
+    assert "gap (nats)" in text[0]
+    assert "target" not in text[0]
+    assert "10.00 ± 2.00" in text[1]
+    assert "3.0e-07" in text[1]
+    assert "±" in text[2]
+    assert len({line.index("flatten") for line in text[1:3]}) == 1
+    both = ProbeResult(
+        "valid", (plain, dataclasses.replace(plain, target="z")), (ref, Reference("z", 5, 1, None, None))
+    )
+    assert str(both).splitlines()[2].endswith("z")
+    assert "valid (z): 5 rows" in str(both)
+
+
+def test_regression_has_an_interval_of_its_own() -> None:
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    probes = trained(Mlp(), "input", [(x, x[:, 0])] * 50, num_classes=None, targets=Regression(), lr=0.1)
+    reading = probes.evaluate([(x, x[:, 0])], progress=False)["input"]
+    low, high = reading.error_interval
+    assert high - reading.error == pytest.approx(1.959964 * reading.error_se)
+    assert low == pytest.approx(max(0, reading.error - 1.959964 * reading.error_se))
