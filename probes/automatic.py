@@ -128,4 +128,6 @@ def _layers(module: nn.Module) -> int:
 
 
 def _size(module: nn.Module) -> int:
-    return sum(0 if is_lazy(p) else p.numel() for p in module.parameters())
+    """Weights, but for those of each word: embeddings, and matrices of their shape, which give words."""
+    words = {part.weight.shape for part in module.modules() if isinstance(part, nn.Embedding)}
+    return sum(p.numel() for p in module.parameters() if not is_lazy(p) and p.shape not in words)

@@ -13,7 +13,12 @@ __all__ = ["add"]
 def add(commands: Any) -> None:
     """Declare the command."""
     text = "list the places in a model where probes can be attached"
-    parser = commands.add_parser("layers", help=text, description=text + ", in execution order")
+    parser = commands.add_parser(
+        "layers",
+        help=text,
+        description=text + ", in execution order, "
+        "with their layouts (B examples, C channels, T, L, H, W, D or P positions, ? unknown) and shapes",
+    )
     parser.add_argument("--model", required=True, help="torchvision:NAME, timm:NAME or my.module:function")
     parser.add_argument(
         "--input", default="3x224x224", metavar="CxHxW", help="size of an image (default: %(default)s)"
@@ -39,5 +44,5 @@ def _layers(options: argparse.Namespace) -> int:
         raise AnalysisError(f"the model cannot take inputs of shape {options.input}: {error}") from error
     width = max(len(point.name) for point, _ in points)
     for point, features in points:
-        print(f"{point.name:<{width}}  {point.type:<24} {'x'.join(map(str, features))}")
+        print(f"{point.name:<{width}}  {point.type:<24} {point.layout:<7} {'x'.join(map(str, features))}")
     return 0
