@@ -62,7 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _not_printed(error)
         if debug:
             raise
-        print(f"thermoscope: {_sentence(error)}", file=sys.stderr)
+        sentence = f"thermoscope: {_sentence(error)}"
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from .processes import leave
+
+            leave(sentence, error)
+        print(sentence, file=sys.stderr)
         return 1
     return _flush() or status
 

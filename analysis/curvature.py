@@ -28,7 +28,7 @@ from hessian import (
 from .checks import require_number, require_seed, require_steps, require_whole
 from .curvature_figures import best_decreases, best_steps, eigenvalues_over_training, parameter_shares
 from .errors import AnalysisError
-from .processes import join_processes
+from .processes import following, join_processes
 from .run_lock import exclusive
 from .runs import Run
 from .snapshots import chosen_snapshots, keep_to_settings, training_config, training_data
@@ -108,10 +108,10 @@ def measure_hessian(
         KeyboardInterrupt: after Ctrl-C, when what was found has been kept.
     """
     path = Path(path)
-    config = training_config(path)
     team = _team(settings.device)
+    config = training_config(path)
     if team is not None and team.rank > 0:
-        with team.lead(_Job(config, settings, progress, team).loss):
+        with following(), team.lead(_Job(config, settings, progress, team).loss):
             return {}
     with exclusive(path, "hessian"), Run(path) as run:
         snapshots = chosen_snapshots(run, settings.steps)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["HessianError", "first_line"]
+__all__ = ["HessianError", "LeftAloneError", "first_line"]
 
 
 class HessianError(ValueError):
     """A mistake in how the Hessian was asked for; its message names the thing and the remedy."""
+
+
+class LeftAloneError(HessianError):
+    """Another process of the group has died or left."""
 
 
 def first_line(error: BaseException) -> str:

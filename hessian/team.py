@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import Dataset, Subset
 
-from .errors import HessianError
+from .errors import HessianError, LeftAloneError
 from .hvp import MODES, Mode
 from .objective import Objective
 from .operator import SymmetricOperator
@@ -167,7 +167,7 @@ def _sentences() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = next(iter(str(error).splitlines()), "")
-        raise HessianError(
+        raise LeftAloneError(
             f"another process of the group has died or left ({reason[:120]}); look at its output, and start "
             "the run again."
         ) from error

@@ -60,5 +60,7 @@ def add(commands: Any) -> None:
 def _hessian(options: argparse.Namespace) -> int:
     from ..curvature import HessianSettings, measure_hessian
 
-    report_spectra(options.run, measure_hessian(options.run, settings_from(options, HessianSettings)))
+    spectra = measure_hessian(options.run, settings_from(options, HessianSettings))
+    if spectra:  # the first process of several reports them
+        report_spectra(options.run, spectra)
     return 0
