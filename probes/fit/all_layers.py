@@ -49,7 +49,8 @@ def fit_probes(
     with the least validation loss is kept, and a layer's path ends early when two in a row have not lowered
     it. Test rows choose nothing. A fit is done when `gap <= tol * F`, where `gap` is an upper bound on
     F - min F that follows from convexity (see `certificate.py`); where rounding or `max_iter` prevents that,
-    the gap that was reached is reported.
+    the gap that was reached is reported. Strengths that are not kept are fitted to a gap of a tenth of the
+    standard error of their validation loss only: what a choice among them cannot tell apart anyway.
 
     Args:
         train: features and labels to fit: a `FeatureStore`, or `ArrayFeatures`.
@@ -61,7 +62,7 @@ def fit_probes(
             begin from `start`.
         tol: relative gap at which a fit is done. Every predicted probability to 1e-4 takes about 1e-10.
         max_iter: L-BFGS steps for each strength.
-        memory: bytes, half for the float32 rows of a layer (which otherwise are read anew in every pass) and
+        memory: bytes, half for the standardised rows of a layer (otherwise they are read in every pass) and
             half for the Gram matrix that conditions the problem (which otherwise is made for groups of
             features). Blocks of rows, about 64 MB, and some fifty copies of the weights come on top. The
             solution does not depend on it.

@@ -117,7 +117,8 @@ class Rows:
     Args:
         matrix: features (n, size), in memory or mapped from a file.
         scaling: mean and scale to standardise by.
-        memory: bytes that the float32 rows may take; if they need more, every pass reads them anew.
+        memory: bytes that the rows may take, in float32 or in that and float64; if they need more, every pass
+            reads them anew.
         device: where blocks are wanted.
         widest: columns of what will be computed from a block, which limits its rows.
     """
@@ -134,21 +135,23 @@ class Rows:
         self.n, self.size = matrix.shape
         self._mean, self._scale = scaling.mean.to(device), scaling.scale.to(device)
         self._slices = _slices(self.n, max(self.size, widest))
-        self._held: torch.Tensor | None = None
-        if 4 * matrix.size <= memory:
-            held = torch.empty(matrix.shape, device=device)
-            for rows, x in self.blocks(torch.float32):
-                held[rows] = x
-            self._held = held
+        self._held: dict[torch.dtype, torch.Tensor] = {}
+        fitting = memory // max(matrix.size, 1)  # bytes for each number
+        self._holds = {torch.float32: fitting >= 4, torch.float64: fitting >= 12}  # both, or the smaller
 
     def blocks(self, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
         """Which rows, and their standardised features; float64 ones are computed from the originals."""
+        if self._holds[dtype] and dtype not in self._held:
+            held = torch.empty(self._matrix.shape, dtype=dtype, device=self._device)
+            for rows in self._slices:
+                held[rows] = self._read(rows, dtype)
+            self._held[dtype] = held
         for rows in self._slices:
-            if self._held is not None and dtype == torch.float32:
-                yield rows, self._held[rows]
-            else:
-                x = torch.from_numpy(np.array(self._matrix[rows])).to(self._device, dtype)
-                yield rows, x.sub_(self._mean.to(dtype)).div_(self._scale.to(dtype))
+            yield rows, self._held[dtype][rows] if dtype in self._held else self._read(rows, dtype)
+
+    def _read(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
+        x = torch.from_numpy(np.array(self._matrix[rows])).to(self._device, dtype)
+        return x.sub_(self._mean.to(dtype)).div_(self._scale.to(dtype))
 
 
 def _slices(n: int, width: int) -> list[slice]:

@@ -58,7 +58,7 @@ class PathPoint:
         l2: strength of the regularisation.
         objective: F on the training rows, nats.
         gap: certified upper bound on F - min F, nats.
-        converged: whether the gap is within the tolerance.
+        converged: whether the gap is within the tolerance; a strength that was not kept need not be there.
         iterations: L-BFGS steps, from the solution at the strength before.
         valid_loss: mean cross-entropy on the validation rows, nats; None without any.
         valid_error: fraction of the validation rows that are wrong.

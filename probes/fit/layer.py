@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from math import inf
 
 import numpy as np
@@ -12,6 +13,7 @@ from ..errors import ProbeError
 from .features import Rows, Scaling
 from .fitted import LinearClassifier, PathPoint
 from .metric import Gram, Metric
+from .path import Path
 from .readings import Scores, scores
 from .softmax import Softmax
 from .solver import Solution, minimise
@@ -21,7 +23,6 @@ __all__ = ["LayerFit"]
 
 _WIDEST = 4096  # features whose Gram matrix conditions a fit
 _GRAM_BYTES = 28  # per entry: the Gram matrix, a Hessian, its factor, and that in float32, with temporaries
-_PATIENCE = 2  # strengths in a row that may fail to lower the validation loss
 _MORE_STEPS = 10  # steps in a row that may, where the descent is what is stopped
 _EARLY_METRIC = 1.0  # of a descent that is stopped: directions of little variance, mostly noise, come last
 
@@ -50,28 +51,18 @@ class LayerFit:
     def run(
         self, strengths: Sequence[float], tol: float, max_iter: int, start: LinearClassifier | None
     ) -> None:
-        """Fit every strength, strong ones first, until the validation loss rises."""
+        """Fit the strengths, strong ones first, until the validation loss rises; finish the best."""
         problem = Softmax(self._rows["train"], self._y["train"], len(self._splits.present))
-        gram = Gram(self._rows["train"], self._widest)
         starts = [problem.start()]
         if start is not None:
             starts.append(self._take_over(start, starts[0]))
-        best, since = inf, 0
-        for l2 in strengths:
-            nearest = starts[0]
-            if len(starts) > 1:
-                nearest = min(starts, key=lambda theta: problem.evaluate(theta, l2, torch.float32).value)
-            solution = minimise(problem, Metric(problem, gram, l2), l2, nearest, tol, max_iter)
-            starts = [solution.theta, *starts[1:]]
-            valid = self.measure("valid", solution.theta) if "valid" in self._rows else None
-            point = self._point(l2, tol, solution, valid)
-            self.path.append(point)
-            since += 1
-            if valid is None or valid.loss[0] < best:
-                self.chosen, self._theta = point, solution.theta
-                best, since = valid.loss[0] if valid else inf, 0
-            if since == _PATIENCE:
-                break
+        gram = Gram(self._rows["train"], self._widest)
+        measure = partial(self.measure, "valid") if "valid" in self._rows else None
+        path = Path(problem, gram, strengths, measure, tol, max_iter)
+        path.follow(starts)
+        best = path.finish()
+        self.path = [self._point(fit.l2, tol, fit.solution, fit.valid) for fit in path.fits]
+        self.chosen, self._theta = self.path[path.fits.index(best)], best.solution.theta
 
     def run_early_stopped(self, l2: float, tol: float, max_iter: int) -> None:
         """Descend from nothing, and keep the point on the way that has the least validation loss."""

@@ -12,6 +12,7 @@ from .softmax import Softmax
 __all__ = ["Gram", "Metric"]
 
 _PANEL = 256  # columns computed together: only panels on and above the diagonal are
+_SOUND = 1e-5  # l2 over the Gram matrix's norm above which float32 tells it from rounding
 _ROWS = 8  # times the features of a block: rows that its Gram matrix rests on
 
 
@@ -62,12 +63,7 @@ class Metric:
         frequency = problem.frequency
         w = float((frequency * (1 - frequency)).mean())
         self._blocks = gram.blocks
-        self._factors = []
-        for matrix in gram.grams:
-            hessian = w * matrix.double()
-            rounding = 1e-7 * float(hessian.norm())  # of the float32 Gram matrix: keeps it definite
-            hessian.diagonal().add_(l2 + rounding)
-            self._factors.append(torch.linalg.cholesky(hessian).float())
+        self._factors = [_factor(w * matrix, l2) for matrix in gram.grams]
         self._bias = frequency.sqrt()
 
     def covariant(self, gradient: torch.Tensor) -> torch.Tensor:
@@ -86,3 +82,17 @@ class Metric:
             out[:, block] = torch.linalg.solve_triangular(matrix, columns, upper=transposed).T
         out[:, -1] /= self._bias
         return out
+
+
+def _factor(hessian: torch.Tensor, l2: float) -> torch.Tensor:
+    """The Cholesky factor of a matrix plus l2, float32; if need be computed in float64, in twice the time."""
+    norm = float(hessian.norm())
+    if l2 > _SOUND * norm:
+        hessian.diagonal().add_(l2)
+        factor, failed = torch.linalg.cholesky_ex(hessian)
+        if not failed:
+            return torch.as_tensor(factor)
+        hessian.diagonal().sub_(l2)
+    hessian = hessian.double()
+    hessian.diagonal().add_(l2 + 1e-7 * norm)  # the rounding of the float32 Gram matrix: keeps it definite
+    return torch.as_tensor(torch.linalg.cholesky(hessian).float())

@@ -16,6 +16,7 @@ __all__ = ["Solution", "minimise"]
 
 _MEMORY = 20  # pairs of steps and changes of the gradient
 _NOISE = {torch.float32: 2e-7, torch.float64: 1e-14}  # of an objective, relative
+_ROUNDING = 1e-5  # of a gap from float32 products, over the objective, with a wide margin
 _STALL = 10  # steps within the noise that have not lowered the gap
 _TRIALS = 20  # of a line search
 
@@ -47,16 +48,20 @@ def minimise(
     tol: float,
     max_iter: int,
     watch: Watch | None = None,
+    slack: float = 0.0,
 ) -> Solution:
-    """Minimise until the certified gap is at most `tol` times the objective, or until `watch` says stop.
+    """Minimise until the certified gap is at most `tol` times the objective or `slack`, or `watch` says stop.
 
     L-BFGS (Nocedal & Wright, algorithm 7.5) in the metric's coordinates, with a line search for the Wolfe
     conditions in the form that rounding does not defeat (Hager & Zhang 2005). Products are of float32 as long
-    as they suffice, then of float64; the returned value and gap are always of float64.
+    as they suffice, then of float64. So are the returned value and gap, unless the gap is within the slack
+    and far above rounding.
     """
-    descent = _Descent(problem, metric, l2, start, watch)
+    descent = _Descent(problem, metric, l2, start, watch, slack)
     # Half: the bias may yet move. Below 1e-7 float32 only loses time.
-    descent.run(torch.float32, max(tol / 2, 1e-7), max_iter)
+    at = descent.run(torch.float32, max(tol / 2, 1e-7), max_iter)
+    if _ROUNDING * at.value < at.gap <= slack:
+        return Solution(descent.theta, at.value, at.gap, descent.iterations)
     at = descent.run(torch.float64, tol, max_iter)
     return Solution(descent.theta, at.value, at.gap, descent.iterations)
 
@@ -64,8 +69,17 @@ def minimise(
 class _Descent:
     """The state of a descent; the curvature that it has gathered outlives a change of precision."""
 
-    def __init__(self, problem: Softmax, metric: Metric, l2: float, start: torch.Tensor, watch: Watch | None):
+    def __init__(
+        self,
+        problem: Softmax,
+        metric: Metric,
+        l2: float,
+        start: torch.Tensor,
+        watch: Watch | None,
+        slack: float,
+    ):
         self._problem, self._metric, self._l2, self._watch = problem, metric, l2, watch
+        self._slack = slack
         self._is_stopped = False
         self._pairs: deque[tuple[torch.Tensor, torch.Tensor, float]] = deque(maxlen=_MEMORY)
         self.theta = start
@@ -78,17 +92,17 @@ class _Descent:
         gradient = self._metric.covariant(at.gradient)
         best, since = float("inf"), 0
         while True:
-            if self._slack(at) <= tol * at.value:
+            if self._weights_gap(at) <= self._enough(at, tol):
                 at = self._balance(at, tol, dtype)
                 gradient = self._metric.covariant(at.gradient)
-                if not exact and self._slack(at) <= tol * at.value:
+                if not exact and self._weights_gap(at) <= self._enough(at, tol):
                     return at
-            if at.gap <= tol * at.value or self.iterations >= max_iter or self._is_stopped:
+            if at.gap <= self._enough(at, tol) or self.iterations >= max_iter or self._is_stopped:
                 return at
             step = self._direction(gradient)
             slope = float((gradient * step).sum())
-            since = 0 if self._slack(at) < best or -slope > _NOISE[dtype] * at.value else since + 1
-            best = min(best, self._slack(at))
+            since = 0 if self._weights_gap(at) < best or -slope > _NOISE[dtype] * at.value else since + 1
+            best = min(best, self._weights_gap(at))
             found = self._search(at, self._metric.contravariant(step), dtype) if since < _STALL else None
             if found is None:
                 return at
@@ -103,19 +117,23 @@ class _Descent:
             self.iterations += 1
             self._is_stopped = self._watch is not None and self._watch(self.theta)
 
-    def _slack(self, at: Evaluation) -> float:
+    def _weights_gap(self, at: Evaluation) -> float:
         """The gap, were the bias optimal for these weights."""
         return float(at.gradient[:, :-1].square().sum()) / (2 * self._l2)
 
+    def _enough(self, at: Evaluation, tol: float) -> float:
+        return max(tol * at.value, self._slack)
+
     def _balance(self, at: Evaluation, tol: float, dtype: torch.dtype) -> Evaluation:
         """Newton steps of the bias alone: the certificate charges every imbalance in full."""
-        if at.gap <= tol * at.value:
+        enough = self._enough(at, tol)
+        if at.gap <= enough:
             return at
         if at.bias_hessian is None:
             at = self._problem.evaluate(self.theta, self._l2, dtype, bias_hessian=True)
         assert at.bias_hessian is not None
         inverse = torch.linalg.pinv(at.bias_hessian, hermitian=True)
-        while at.gap > tol * at.value and self._slack(at) <= tol * at.value:
+        while at.gap > enough and self._weights_gap(at) <= enough:
             theta = self.theta.clone()
             theta[:, -1] -= inverse @ at.gradient[:, -1]
             after = self._problem.evaluate(theta, self._l2, dtype)
