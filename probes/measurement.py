@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -16,6 +17,7 @@ from .intervals import normal
 from .labels import Labels
 from .reader import Batch
 from .results import Reading, Reference
+from .store.digests import input_digests, mixed
 from .tally import Tally
 from .targets import Classification, Regression, Target
 
@@ -30,6 +32,7 @@ class Measurement:
         self._tallies: dict[tuple[str, str], Tally] = {}
         self._summaries: dict[str, torch.Tensor] = {}
         self._own = Tally((1,))  # the model's own errors
+        self.fingerprint = 0  # of the examples, whatever their order
 
     @property
     def is_empty(self) -> bool:
@@ -48,6 +51,11 @@ class Measurement:
         if _answers(logits, answer, target):
             wrong = (logits.argmax(1) != answer).double()
             self._own.add(wrong[:, None], target.counted(answer)[:, None])
+
+    def note_examples(self, given: Any, examples: int) -> None:
+        """Add a batch, as the loader gave it, to the fingerprint."""
+        digests = mixed(input_digests(given, max(examples, 1)))
+        self.fingerprint = (self.fingerprint + int(digests.sum(dtype=np.uint64))) % 2**64
 
     def reduce(self, group: dist.ProcessGroup) -> None:
         """Sum over the processes of a group."""

@@ -285,6 +285,9 @@ class ProbeSet:
 
         Returns:
             The readings on `valid`, which for having chosen are a little too good.
+
+        Raises:
+            ProbeError: as `evaluate`, and if `valid` gives other examples in a later pass.
         """
         max_epochs = whole_number("max_epochs", max_epochs, least=1)
         patience = whole_number("patience", patience, least=1)
@@ -293,8 +296,7 @@ class ProbeSet:
         self._reader.settle(Settled({}, {}, set()))
         try:
             with self._held_fixed(loader, valid):
-                self._fit(loader, valid, max_epochs, patience, progress)
-            return self.evaluate(valid, progress=progress)
+                return self._result("valid", self._fit(loader, valid, max_epochs, patience, progress))
         except BaseException:
             self._bank, self._layers = previous
             self._reader.settle(settled)
@@ -302,11 +304,13 @@ class ProbeSet:
 
     def _fit(
         self, loader: Iterable[Any], valid: Iterable[Any], max_epochs: int, patience: int, progress: bool
-    ) -> None:
+    ) -> Measurement:
+        """Train; what the last pass over `valid` says of the probes as they ended."""
         stopping: EarlyStopping | None = None
+        fingerprint: int | None = None
         for epoch in range(max_epochs):
             before = self._bank.steps
-            for _, batch, y in self._batches(loader, f"fit {epoch + 1}/{max_epochs}", progress):
+            for _, _, batch, y in self._batches(loader, f"fit {epoch + 1}/{max_epochs}", progress):
                 if not batch or any(len(x) for x, _ in batch.values()):  # an empty batch says nothing
                     self._train(batch, y)
             if self._bank.steps == before:
@@ -314,12 +318,14 @@ class ProbeSet:
                     f"the training loader gave no batch in pass {epoch + 1}; pass one that can be iterated "
                     "again and again, such as a list or a DataLoader."
                 )
-            measured = self._measure(valid, "valid", progress)
+            measured = self._measure(valid, "valid", progress, fingerprint)
+            fingerprint = measured.fingerprint
             stopping = stopping or EarlyStopping(self._bank, patience)
             if stopping.update(measured.losses()):
                 break
         if stopping is not None:
             stopping.restore()
+        return self._measure(valid, "valid", progress, fingerprint)
 
     def _new_bank(self) -> Bank:
         return Bank(self._targets, self._lrs, self._process_group)
@@ -344,20 +350,32 @@ class ProbeSet:
             measured = self._measure(loader, split, progress)
         if not self._bank.steps:
             self._reader.settle(replace(self._reader.settled(), used=set()))  # training may see other sizes
+        return self._result(split, measured)
+
+    def _result(self, split: str, measured: Measurement) -> ProbeResult:
         readings = measured.readings(self._reader.bound, self._layers)
         ran = {reading.layer for reading in readings}
         missing = tuple(layer for layer in self._layers if layer not in ran)
         return ProbeResult(split, readings, measured.references(), missing)
 
-    def _measure(self, loader: Iterable[Any], split: str, progress: bool) -> Measurement:
+    def _measure(
+        self, loader: Iterable[Any], split: str, progress: bool, fingerprint: int | None = None
+    ) -> Measurement:
+        """One pass over a split, which has to have this fingerprint if one is given."""
         measured = Measurement(self._bank)
         device_type = device_of(self.model).type
-        for output, batch, y in self._batches(loader, split, progress):
+        for given, output, batch, y in self._batches(loader, split, progress):
             with plain_arithmetic(device_type):
                 labels = self._labels(batch, y, training=False)
                 if bool(labels.fault):
                     raise ProbeError(f"labels of split {split!r} are out of range for {self._targets}.")
                 measured.add(output, batch, labels)
+            measured.note_examples(given, labels.examples)
+        if fingerprint is not None and measured.fingerprint != fingerprint:
+            raise ProbeError(
+                f"the examples of split {split!r} are not those of the first pass, which stopped probes too; "
+                "switch off augmentation and whatever else changes them."
+            )
         if measured.is_empty:
             raise ProbeError(f"the loader of split {split!r} gave no batch, so there is nothing to measure.")
         if self._process_group is not None:
@@ -376,8 +394,10 @@ class ProbeSet:
         finally:
             self._taps.error = waiting
 
-    def _batches(self, loader: Iterable[Any], text: str, progress: bool) -> Iterator[tuple[Any, Batch, Any]]:
-        """Run the model on each batch: its output, the layers' features, and the labels."""
+    def _batches(
+        self, loader: Iterable[Any], text: str, progress: bool
+    ) -> Iterator[tuple[Any, Any, Batch, Any]]:
+        """Run the model on each batch: the batch, its output, the layers' features, and the labels."""
         device = device_of(self.model)
         if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
             raise ProbeError(f"{loader!r} is no loader; give something that can be iterated for batches.")
@@ -396,7 +416,7 @@ class ProbeSet:
                         "the forward function did not call the model, so no layer could be read."
                     )
                 bar.update(next((len(x) for x, _ in features.values()), 0))
-                yield given[0], features, given[1]
+                yield batch, given[0], features, given[1]
 
 
 def _merged(new: list[str], old: list[str]) -> list[str]:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from probes import (
     Classification,
@@ -291,6 +291,49 @@ def test_fit_needs_a_loader_that_can_be_read_again() -> None:
     probes = ProbeSet(Mlp(), "input", CLASSES)
     with pytest.raises(ProbeError, match="no batch in pass 2"):
         probes.fit(iter(learnable()), learnable(), progress=False)
+
+
+class Augmented(Dataset):  # type: ignore[type-arg]
+    """Changes an example at this chance whenever it is read, in one of its numbers, or its label."""
+
+    def __init__(self, chance: float, what: int) -> None:
+        self.x, self.y = whole(learnable())
+        self.chance, self.what = chance, what
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        x, y = self.x[i].clone(), self.y[i].clone()
+        if torch.rand(()) < self.chance:
+            if self.what == 0:
+                x[-1] += 1e-4
+            else:
+                y[()] = (y + 1) % CLASSES
+        return x, y
+
+
+@pytest.mark.parametrize("what", [0, 1])
+def test_validation_data_that_change_between_passes_are_refused(what: int) -> None:
+    """Rare as it is: in one example of forty."""
+    torch.manual_seed(0)
+    probes = ProbeSet(Mlp(), "input", CLASSES)
+    valid = DataLoader(Augmented(0.025, what), 16)
+    with pytest.raises(ProbeError, match="'valid' are not those of the first pass"):
+        probes.fit(learnable(), valid, patience=50, progress=False)
+    assert probes.evaluate(learnable(), progress=False)["input"].steps == 0  # nothing has changed
+    fitted = probes.fit(valid, learnable(), max_epochs=3, progress=False)  # for training it is no harm
+    assert fitted["input"].steps == 24
+
+
+def test_validation_data_may_be_shuffled_but_not_replaced() -> None:
+    x, y = whole(learnable())
+    probes = ProbeSet(Mlp(), "input", CLASSES)
+    shuffled = DataLoader(TensorDataset(x, y), 16, shuffle=True)
+    assert probes.fit(learnable(), shuffled, max_epochs=4, progress=False)["input"].n == len(x)
+    dropping = DataLoader(TensorDataset(x, y), 16, shuffle=True, drop_last=True)
+    with pytest.raises(ProbeError, match="are not those of the first pass"):
+        probes.fit(learnable(), dropping, progress=False)
 
 
 def test_text_of_a_result() -> None:
