@@ -10,13 +10,13 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from .angles import angles
 from .block import Block, certified, polished, rayleigh_ritz
 from .errors import HessianError
-from .lanczos import Lanczos, Ritz, ends
+from .first_run import grow, wanted_pairs
+from .lanczos import Lanczos
 from .missed import Goal, MissedSearch, Span
 from .operator import SymmetricOperator, as_operator
 from .products import Products
@@ -27,16 +27,6 @@ from .rows import Matrix
 from .saved_run import Arrays, SavedRun
 
 __all__ = ["extreme_eigenpairs"]
-
-# The share of the room beyond the wanted pairs that is kept at a restart: fewest products for spectra like
-# a network's and for random matrices; 0.3 to 0.5 are much the same.
-_KEEP = 0.4
-# A run ends when its values have stood still for so many products, to this share of tol x width. At the first
-# residual below tol one more pair may be about to appear among the wanted ones; to find it in the search for
-# missed pairs costs several times the products (66 in place of 12 more for the 23 pairs of a LeNet).
-_STILL, _MOVED = 8, 0.5
-# Lanczos's residuals go below this share of their goal, which leaves the rest to the certificate's doubt.
-_SHARE = 0.9
 
 
 def extreme_eigenpairs(
@@ -174,7 +164,7 @@ class _Solver:
             beyond = self._known_beyond(self._search)
         if block is None:
             assert self._lanczos is not None
-            block, beyond = self._from(self._lanczos, self._lanczos.ritz())
+            block, beyond = wanted_pairs(self._lanczos, self._lanczos.ritz(), goal)
         self._span.cover(block.values)
         bounds = angles(block.values, block.residuals, beyond)
         converged = block.residuals <= goal.thresholds(block.values, self._span)
@@ -240,11 +230,11 @@ class _Solver:
         assert self._lanczos is not None
         began = self._products.seconds
         with self._timed("orthogonalisation"):
-            ritz, satisfied = self._grow(self._lanczos)
+            ritz, satisfied = grow(self._lanczos, self._goal, self._span, self._products, self._save_when)
         self._breakdown["products"] = self._products.seconds - began
         self._breakdown["orthogonalisation"] -= self._breakdown["products"]
         with self._timed("residuals"):
-            self._block, self._beyond = self._from(self._lanczos, ritz)
+            self._block, self._beyond = wanted_pairs(self._lanczos, ritz, self._goal)
             block = certified(self._block, self._products, self._generator)
             self._block, self._residuals = block, "certified"
             doubtful = bool((block.residuals > self._thresholds(block.values)).any())
@@ -258,69 +248,6 @@ class _Solver:
             self._lanczos = None
         self._save()
         return satisfied
-
-    def _from(self, lanczos: Lanczos, ritz: Ritz) -> tuple[Block, Matrix | None]:
-        """The wanted Ritz pairs; (value, residual) of the next ones, None if no more are known."""
-        kept = self._goal.ends(len(ritz.values))
-        vectors = lanczos.vectors(ritz.coefficients[:, kept])
-        block = Block(vectors, lanczos.products(ritz, vectors, kept), ritz.values[kept], ritz.residuals[kept])
-        count = len(ritz.values)
-        if count == len(kept) and not lanczos.exhausted:
-            return block, None
-        nearest = [self._goal.smallest] * bool(self._goal.smallest)
-        nearest += [count - self._goal.largest - 1] * bool(self._goal.largest)
-        which = [i for i in sorted(set(nearest)) if i not in kept and 0 <= i < count]
-        return block, np.stack([ritz.values, ritz.residuals], 1)[which]
-
-    def _grow(self, lanczos: Lanczos) -> tuple[Ritz, bool]:
-        """Lanczos until the wanted values stand still, with small residuals; False if products run out."""
-        goal, pause = self._goal, self._goal.wanted - lanczos.size
-        history: list[tuple[int, Matrix]] = []
-        while True:
-            spent = self._products.left <= CERTIFICATE
-            if lanczos.size >= goal.wanted:
-                ritz = lanczos.ritz()
-                kept = goal.ends(lanczos.size)
-                values, residuals = ritz.values[kept], ritz.residuals[kept]
-                self._span.cover(ritz.values)
-                thresholds = _SHARE * self._thresholds(values)
-                below = residuals <= thresholds
-                history.append((self._products.count, values))
-                # Whoever has half of a space takes all of it, and then knows that nothing is missing.
-                whole = lanczos.capacity == self._operator.shape[0] < 2 * lanczos.size
-                done = bool(below.all()) and self._still(history) and not whole
-                width = self._span.width
-                self._products.report(int(below.sum()), goal.wanted, float(residuals.max()) / (width or 1))
-                if done or lanczos.exhausted or spent:
-                    return ritz, done or lanczos.exhausted
-                if lanczos.full:
-                    self._save()
-                    lanczos.restart(ritz, self._kept(lanczos))
-                # A residual hardly ever falls by more than a digit with one product: while it is digits above
-                # the goal, decomposing the projected matrix can wait.
-                excess = float((residuals / np.maximum(thresholds, 1e-300)).max())
-                pause = int(np.clip(np.log10(max(excess, 1.0)), 1, _STILL))
-            for _ in range(max(pause, 1)):
-                if lanczos.full or lanczos.exhausted or self._products.left <= CERTIFICATE:
-                    break
-                lanczos.step()
-                if self._saved is not None and self._saved.due:
-                    self._save()
-
-    def _still(self, history: list[tuple[int, Matrix]]) -> bool:
-        """Whether the values have hardly moved for some products."""
-        now, values = history[-1]
-        before = [old for count, old in history if count <= now - _STILL]
-        if not before:
-            return False
-        return float(np.abs(values - before[-1]).max()) <= _MOVED * self._goal.tol * self._span.width
-
-    def _kept(self, lanczos: Lanczos) -> npt.NDArray[np.int64]:
-        """Which Ritz vectors stay at a restart: the wanted ones, and more at each end that speed them up."""
-        extra = int(_KEEP * (lanczos.capacity - self._goal.wanted))
-        share = self._goal.largest / self._goal.wanted
-        upper = round(extra * share)
-        return ends(lanczos.size, self._goal.largest + upper, self._goal.smallest + extra - upper)
 
     def _look_for_missed(self) -> bool:
         assert self._block is not None
@@ -347,7 +274,14 @@ class _Solver:
         finally:
             self._breakdown[phase] = time.monotonic() - began
 
+    def _save_when(self, restarting: bool) -> None:
+        """At every restart, and when enough time has passed: a save changes no digit."""
+        if restarting or (self._saved is not None and self._saved.due):
+            self._save()
+
     def _save(self) -> None:
+        if self._saved is None:
+            return
         block = self._block if self._search is None else self._search.block
         state: Arrays = {"count": np.array(self._products.count), "unit": np.array(self._products.unit)}
         state["span"] = np.array([self._span.low, self._span.high])
@@ -361,8 +295,7 @@ class _Solver:
             state |= {"doubt": np.array(block.doubt), "residuals": np.array(self._residuals)}
             if self._beyond is not None:
                 state["beyond"] = self._beyond
-        if self._saved is not None:
-            self._saved.save(state)
+        self._saved.save(state)
 
     def _load(self, state: Arrays) -> None:
         assert self._saved is not None

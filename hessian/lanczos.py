@@ -112,6 +112,11 @@ class Lanczos:
         self.intact = True
 
     @property
+    def dimension(self) -> int:
+        """n."""
+        return int(self._rows.shape[1])
+
+    @property
     def exhausted(self) -> bool:
         """Whether the basis spans the whole space: the Ritz pairs are then the eigenpairs."""
         return self.locked + self.size == self._rows.shape[1]
