@@ -140,7 +140,8 @@ def to_device(batch: Any, device: torch.device) -> Any:
         moved_items = [to_device(value, device) for value in batch]
         return type(batch)(*moved_items) if hasattr(batch, "_fields") else moved_items
     if isinstance(batch, np.ndarray) and batch.dtype.kind in "biufc":
-        return torch.as_tensor(batch).to(device)
+        native = np.array(batch, dtype=batch.dtype.newbyteorder("="))  # a copy that torch may write to
+        return torch.from_numpy(native).to(device)
     return batch
 
 

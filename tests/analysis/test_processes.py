@@ -55,7 +55,18 @@ def test_two_processes_give_the_digits_of_one(trained: Path, tmp_path: Path) -> 
     """Eigenvalues to 1e-5 of the width at tol 1e-4, losses to 1e-6: float32, summed in another order."""
     shutil.copytree(trained, tmp_path / "two")
     shutil.copytree(trained, tmp_path / "one")
-    options = "--largest 2 --smallest 1 --tol 1e-4 --subset 0.1 --line-searches 1".split()
+    options = [
+        "--largest",
+        "2",
+        "--smallest",
+        "1",
+        "--tol",
+        "1e-4",
+        "--subset",
+        "0.1",
+        "--line-searches",
+        "1",
+    ]
     status, out, err = ended(torchrun("hessian", "--run", str(tmp_path / "two"), *options, path=tmp_path))
     assert status == 0, err
     assert out.count("Extreme eigenvalues of the Hessian") == 1  # by the first process alone
@@ -102,7 +113,7 @@ def test_an_error_in_one_process_is_one_sentence_and_ends_all(trained: Path, tmp
 def test_ctrl_c_is_answered_once(trained: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     shutil.copytree(trained, path)
-    options = "--largest 40 --smallest 40 --tol 1e-9 --subset 1".split()
+    options = ["--largest", "40", "--smallest", "40", "--tol", "1e-9", "--subset", "1"]
     process = torchrun("hessian", "--run", str(path), *options, path=tmp_path)
     end = time.monotonic() + PATIENCE
     while not (path / "spectra" / "settings.json").exists() and time.monotonic() < end:
