@@ -128,19 +128,19 @@ class GivenLayouts:
     """
 
     def __init__(self, given: LayoutText | None):
-        self._by_glob = dict(given) if isinstance(given, Mapping) else {}
-        self._general = None if isinstance(given, Mapping) else given
-        for letters in self._by_glob.values() if isinstance(given, Mapping) else [given]:
+        self.by_glob = dict(given) if isinstance(given, Mapping) else {}
+        self.general = None if isinstance(given, Mapping) else given
+        for letters in self.by_glob.values() if isinstance(given, Mapping) else [given]:
             if letters is not None or isinstance(given, Mapping):
                 _require_letters(letters)
 
     def of(self, name: str, rank: int) -> Layout | None:
         """What is said of a layer with so many dimensions."""
-        for glob, letters in self._by_glob.items():
+        for glob, letters in self.by_glob.items():
             if glob_matches(glob, name):
                 return Layout(letters)
-        is_meant = self._general is not None and len(self._general) == rank
-        return Layout(self._general) if is_meant else None  # type: ignore[arg-type]
+        is_meant = self.general is not None and len(self.general) == rank
+        return Layout(self.general) if is_meant else None  # type: ignore[arg-type]
 
 
 def _require_letters(letters: object) -> None:

@@ -219,6 +219,7 @@ class ProbeSet:
             error, self._taps.error = self._taps.error, None
             raise error
         self._taps.require_matches(all_of_them=not self._is_auto)
+        self._reader.require_layers(self._taps.known_names())
         absent = [layer for layer in self._bank.specs if layer not in batch]
         if training and absent:
             raise ProbeError(

@@ -20,7 +20,7 @@ from .errors import ProbeError
 from .host import device_of, plain_arithmetic
 from .layout import GivenLayouts, Layout, LayoutText
 from .reduction import Reduce, chain_of
-from .selection import HookPoint, glob_matches
+from .selection import HookPoint, glob_matches, nearest
 from .tracing import AxisTrace
 from .values import strided
 
@@ -97,6 +97,7 @@ class FeatureReader:
         self._used: set[str] = set()  # layers whose features somebody has taken
         self._thread = 0  # that ran the last whole forward
         self._is_lent = self._reads_all = self._has_run = False
+        self._are_globs_known = False
 
     @contextmanager
     def reading_everything(self) -> Iterator[None]:
@@ -147,6 +148,31 @@ class FeatureReader:
         """Reduce layers like this, and others as it suits their features."""
         self.trace.is_wanted = not settled.layouts
         self.bound, self._layouts, self._used = settled.bound, settled.layouts, settled.used
+
+    def require_layers(self, known: list[str]) -> None:
+        """Refuse a reduction or a layout for layers that there are none of.
+
+        Args:
+            known: names of layers, probed or not.
+
+        Raises:
+            ProbeError: naming the glob, with the nearest names.
+        """
+        if self._are_globs_known:
+            return
+        names = [*known, *self.bound, *self.skipped]
+        for argument, globs in (("reduce", self._reduce), ("layout", self._given.by_glob)):
+            for glob in globs if isinstance(globs, Mapping) else ():
+                if not any(glob_matches(glob, name) for name in names):
+                    raise ProbeError(
+                        f"{argument} names {glob!r}, and there is no such layer; {nearest(glob, names)}."
+                    )
+        letters = self._given.general
+        if letters and all(len(layout.letters) != len(letters) for layout in self._layouts.values()):
+            raise ProbeError(
+                f"layout={letters!r} is for {len(letters)} dimensions, and no layer has as many."
+            )
+        self._are_globs_known = True
 
     def forget(self) -> None:
         """Drop features and their memory."""

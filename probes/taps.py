@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 import threading
 from collections import Counter
@@ -16,6 +18,7 @@ from torch import nn
 
 from .errors import ProbeError
 from .interception import Frame, OperationInterceptor, operation_name
+from .places import Places
 from .selection import INPUT, OUTPUT, HookPoint, Selection, no_such_layer
 from .tracing import AxisTrace
 from .values import argument, described, element, tensors
@@ -77,6 +80,7 @@ class Taps:
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._wanted: dict[str, list[HookPoint]] = {}  # by candidate name; also remembers what is not wanted
         self._seen: dict[str, HookPoint] = {}
+        self._places = Places()
         self._called_from: dict[str, set[str]] = {}  # module path -> paths of the modules that called it
         self._holds_operations: dict[str, bool] = {}  # by path, as far as was asked
         self._frames: list[Frame] = []
@@ -143,6 +147,10 @@ class Taps:
                 )
             raise ProbeError(no_such_layer(pattern, [INPUT, *self._seen, *sorted(paths - {""})]))
         self._all_matched = True
+
+    def known_names(self) -> list[str]:
+        """Of modules, and of the operations seen so far."""
+        return [INPUT, OUTPUT, *self._seen, *filter(None, self._paths.values())]
 
     # -- one forward --------------------------------------------------------------------------------
 
@@ -212,7 +220,19 @@ class Taps:
             if self._trace is not None:
                 self._trace.stop()
             self._receiver.end()
+            self._refuse_moved()
         self._abandon()
+
+    def _refuse_moved(self) -> None:
+        """Note that one of several calls of a module was left out, which gives the others its number."""
+        for name, ((_, before), (file, now)) in self._places.moved.items():
+            base = name if name in self._paths.values() else re.sub(r"_\d+$", "", name)
+            if f"{base}_1" in self._seen:
+                self.error = self.error or ProbeError(
+                    f"layer {name!r} was the call in line {before} of {os.path.basename(file)} before and is "
+                    f"that in line {now} now: the forward leaves out calls of {base!r}, so they cannot be "
+                    "told apart; give each place a module of its own, or leave the layer out."
+                )
 
     def _is_innermost(self, module: nn.Module) -> bool:
         """Whether a hook of this module belongs to the innermost call of the forward that is read."""
@@ -247,6 +267,8 @@ class Taps:
         if name not in self._wanted:
             self._wanted[name] = self._selection.points(candidate)
         self._seen.setdefault(name, candidate)
+        if self._wanted[name] and kind != "input":
+            self._places.note(name, self._call)
         for point in self._wanted[name]:
             if point.kind != kind or self.error is not None:
                 continue
@@ -303,6 +325,7 @@ class Taps:
         if self._trace is not None:
             self._trace.stop()
         self._calls.clear()
+        self._places.moved.clear()
         self._order = []
         self._call = None
         self._live = self._complete = False

@@ -152,6 +152,7 @@ class LayerRun:
             ProbeError: for a selection that matched nothing, and layers without one row per example.
         """
         self._taps.require_matches(all_of_them=not self._request.is_auto)
+        self._reader.require_layers(self._taps.known_names())
         found = []
         for name, x in features.items():
             problem = self._problem(name, len(x), rows)
