@@ -1,5 +1,8 @@
 """The loss is the loss: exact means, exact derivatives, whatever the batches."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from hessian import HessianError, Loss, fixed_subset
+from hessian.memory import default_limit, ran_out
 
 from .cases import CASES, Case, dense
 
@@ -320,6 +324,47 @@ def test_a_shuffle_of_all_examples_is_mere_rounding_at_any_scale(scale: float) -
     model = CASES[0].model(torch.float32)
     loss = Loss(model, lambda z, y: scale * F.cross_entropy(z, y), loader)
     _ = loss.hessian("forward_reverse") @ np.ones(loss.size)
+
+
+def test_every_order_and_cut_of_the_examples_is_the_same_data() -> None:
+    x, y = (torch.cat(parts) for parts in zip(*CASES[0].batches(), strict=True))
+    loader = DataLoader(TensorDataset(x, y), batch_size=3, shuffle=True)
+    loss = CASES[0].loss_of(loader)
+    with torch.random.fork_rng():
+        for seed in range(30):
+            torch.manual_seed(seed)
+            loss.value()
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1])
+def test_a_subset_has_its_share_of_the_data(share: float) -> None:
+    data = TensorDataset(torch.arange(40.0))
+    batches = fixed_subset(data, share, batch_size=3)
+    assert [len(batch[0]) for batch in batches][:-1] == [3] * (len(batches) - 1)
+    assert sum(len(batch[0]) for batch in batches) == 40 * share
+    assert sum(len(batch[0]) for batch in fixed_subset(data, 1, batch_size=1)) == 40
+    assert len(fixed_subset(data, 1e-9)[0][0]) == 1
+
+
+def test_memory_of_the_machine() -> None:
+    """A quarter of all of it, whatever else runs."""
+    pages = int(re.search(r"MemTotal: +(\d+)", Path("/proc/meminfo").read_text()).group(1)) * 1024
+    assert default_limit(torch.device("cpu")) == pytest.approx(pages / 4, rel=0.05)
+    assert ran_out(MemoryError())
+    assert ran_out(torch.OutOfMemoryError("out"))
+    assert ran_out(RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"))
+    assert not ran_out(RuntimeError("a mistake"))
+
+
+def test_batches_are_cut_to_a_quarter_of_the_memory_that_a_graph_takes() -> None:
+    """x W^T + b -> tanh -> mean: autograd keeps tanh's result, which serves the square too."""
+    case = Case("one", lambda: nn.Sequential(nn.Linear(4, 8), nn.Tanh()), (4,), lambda z, y: (z**2).mean())
+    per_example = 8 * 8 + 1  # in float64, and a number for a sample of 8
+    seen: list[int] = []
+    for limit in (4 * per_example * 5, 4 * per_example * 6 - 1, 4 * per_example * 6):
+        loss = case.loss_of(case.batches((30,)), memory_limit=limit)
+        seen.append(loss._passes._piece)
+    assert seen == [5, 5, 6]
 
 
 def model_and_batches() -> tuple[nn.Module, list]:

@@ -118,17 +118,17 @@ def test_retained_is_next_where_linearizing_is_impossible() -> None:
 class TwoFaced(nn.Module):
     """Something else where torch.func differentiates it forward, as a wrong derivative would be."""
 
-    def __init__(self) -> None:
+    def __init__(self, factor: float):
         super().__init__()
-        self.layer, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.layer, self.head, self.factor = nn.Linear(4, 5), nn.Linear(5, 3), factor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         transformed = torch._C._functorch.peek_interpreter_stack() is not None
-        return self.head(torch.tanh(self.layer(x)) * (1.001 if transformed else 1))
+        return self.head(torch.tanh(self.layer(x)) * (self.factor if transformed else 1))
 
 
 def test_a_forward_derivative_that_disagrees_with_two_reverse_ones_is_not_used() -> None:
-    loss = Case("two-faced", TwoFaced, (4,)).loss()
+    loss = Case("two-faced", lambda: TwoFaced(1.001), (4,)).loss()
     model = CASES[0].model()  # the same network
     with torch.no_grad():
         for mine, its in zip(model.parameters(), loss.objective.model.parameters(), strict=True):
@@ -138,6 +138,21 @@ def test_a_forward_derivative_that_disagrees_with_two_reverse_ones_is_not_used()
     assert "differs from reverse over reverse by" in operator.choice.refused["linearized"]
     assert operator.choice.difference == pytest.approx(2e-3, rel=0.9)
     np.testing.assert_allclose(operator @ np.eye(loss.size), dense(CASES[0], model)[2], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor", "mode"),
+    [
+        (torch.float64, 1 + 1e-9, "linearized"),
+        (torch.float64, 1 + 1e-6, "retained"),
+        (torch.float32, 1 + 1e-4, "linearized"),
+        (torch.float32, 1 + 1e-2, "retained"),
+    ],
+)
+def test_both_ways_may_differ_by_rounding(dtype: torch.dtype, factor: float, mode: str) -> None:
+    case = Case("two-faced", lambda: TwoFaced(factor), (4,))
+    loss = Loss(case.model(dtype), case.loss_fn, case.batches(dtype=dtype))
+    assert loss.hessian().choice.mode == mode
 
 
 class NormsConstant(torch.autograd.Function):

@@ -240,6 +240,26 @@ def ignoring(sizes: tuple[int, ...], limit: int | None = None) -> None:
     right(Loss(net(), F.cross_entropy, data, count=count, memory_limit=limit), mean_of(y=y))
 
 
+def decayed(sizes: tuple[int, ...], decay: float) -> None:
+    def reference(model: nn.Module) -> torch.Tensor:
+        return mean_of()(model) + decay / 2 * sum(p.square().sum() for p in model.parameters())
+
+    right(Loss(net(), F.cross_entropy, cut(sizes), weight_decay=decay), reference)
+
+
+def saturated(dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
+    """Labels that are certain: the loss is as small as the rounding of the logits."""
+    model = net(dtype)
+    with torch.no_grad():
+        model[2].weight *= 40
+    x = X.to(dtype)
+    y = model(x).argmax(1)
+    data = list(zip(x.split(sizes), y.split(sizes), strict=True))
+    loss = Loss(model, F.cross_entropy, data, check=True)
+    value = loss.value()
+    assert abs(value - F.cross_entropy(model.double()(x.double()), y).item()) < 1e-5
+
+
 def tokens() -> None:
     """Sequences of unlike length, flat: only count= knows how many examples there are."""
     data = [((X[:6].reshape(2, 3, 3)), Y[:6]), ((X[6:].reshape(2, 3, 3)), Y[6:])]
@@ -465,6 +485,16 @@ CASES = [
         )
         for sizes in ((12,), (4, 8), (5, 7), (1, 11))
         for limit in (None, 1)
+    ),
+    *(
+        Case(f"weight decay {decay}, batches {sizes}", partial(decayed, sizes, decay))
+        for sizes in ((12,), (1, 11))
+        for decay in (0.3, -0.1, 1e4)
+    ),
+    *(
+        Case(f"a saturated network, {dtype}, batches {sizes}", partial(saturated, dtype, sizes))
+        for dtype in (torch.float64, torch.float32)
+        for sizes in ((12,), (5, 7), (1,) * 12)
     ),
     Case("count: tokens, flat", tokens),
     Case("count: none for tokens, flat", lambda: loss_of(data=[(X.reshape(4, 3, 3), Y)]), "pass count="),
