@@ -102,7 +102,11 @@ def test_a_fall_without_end_is_not_called_a_minimum() -> None:
     loss = Loss(model, lambda z, y: z.mean(), data)
     found = line_search(loss, Eigenpair(-1.0, np.ones(1), 0.0, True))
     assert not found.bracketed
-    assert found.alpha_best == found.alphas.max()
+    assert (
+        found.alpha_best == found.alphas.max() == pytest.approx(1e7)
+    )  # the grid to 1,000, four decades more
+    np.testing.assert_allclose(found.alphas[-9:], 1e3 * 10 ** (0.5 * np.arange(9)))
+    np.testing.assert_allclose(found.alphas[:9], -(10 ** np.linspace(3, -1, 9)))
 
 
 def test_losses_that_overflow_far_away_do_not_stop_the_search() -> None:
@@ -123,6 +127,9 @@ def test_slice_has_the_loss_at_its_corners_and_centre() -> None:
     found = slice_2d(loss, v, w, reach=0.5, points=5)
     assert found.losses.shape == (5, 5)
     assert found.losses[2, 2] == pytest.approx(loss.value(), rel=1e-13)
+    by_default = slice_2d(loss, v, w)
+    assert by_default.losses.shape == (21, 21)
+    np.testing.assert_allclose(by_default.b, np.linspace(-1, 1, 21))
     step = found.a[0] * v.vector + found.b[4] * w.vector
     expected = loss.value() + loss.gradient() @ step + step @ matrix @ step / 2
     assert found.losses[0, 4] == pytest.approx(expected, rel=1e-10)
@@ -201,3 +208,13 @@ def test_where_the_sign_of_the_slope_is_open_nothing_is_determined() -> None:
         assert found.determined is determined
         assert bool(np.isfinite(found.alpha_doubt)) is determined
     assert found.alpha_doubt == np.inf
+
+
+def test_the_best_step_is_refined_to_one_percent_and_no_further() -> None:
+    loss, pair = double_well()
+    found = line_search(loss, pair)
+    grid = np.r_[-np.logspace(-1, 3, 9), 0, np.logspace(-1, 3, 9)] / 0.97
+    assert set(np.round(grid, 9)) <= set(np.round(found.alphas, 9))
+    assert 3 <= len(found.alphas) - len(grid) <= 12
+    exact = (0.9735 - 0.1) / 0.049
+    assert found.alpha_best == pytest.approx(exact, rel=0.01)
