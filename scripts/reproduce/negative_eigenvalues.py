@@ -107,6 +107,8 @@ def findings(spectra: dict[int, Spectrum], searches: dict[tuple[int, str], LineS
         f"minibatch {lowest:,} and {spectra[last].smallest[0].value:.3g} at the last. Between the last two "
         f"snapshots LA 1 changes by a factor of {change:.2g}."
     )
+    asked = len(searches)
+    searches = {place: search for place, search in searches.items() if search.determined}
     down = {sign: [s for s in searches.values() if sign * s.curvature > 0] for sign in (1, -1)}
 
     def median(values: list[float]) -> float:
@@ -124,7 +126,7 @@ def findings(spectra: dict[int, Spectrum], searches: dict[tuple[int, str], LineS
     )
     total = sum(end == "SA 1" for _, end in searches)
     return f"""\
-Here:
+Here, by the {len(searches)} of {asked} line searches whose eigenvector is known well enough for the sign of g.v:
 
 - Are decreases larger on the negative side? The best decrease along the most negative eigenvector is larger
   than along the most positive one at {wins} of {total} snapshots; the medians over all searches are

@@ -386,3 +386,14 @@ def test_seconds_are_accounted_for() -> None:
     assert set(spectrum.breakdown) == {"products", "orthogonalisation", "residuals", "search"}
     assert min(spectrum.breakdown.values()) > 0
     assert 0.8 * spectrum.seconds < sum(spectrum.breakdown.values()) <= spectrum.seconds
+
+
+def test_shares_of_three_parameters() -> None:
+    layout = {"a": (2, 2), "b": (), "c": (3,)}
+    vector = np.array([0.5, 0.1, 0.1, 0.5, 0.3, 0.2, 0.4, 0.3], np.float32)
+    pair = Eigenpair(1.0, vector, 0.0, True)
+    spectrum = Spectrum((pair,), (), 1.0, 1e-3, 0, 0.0, "dense", layout=layout)
+    assert spectrum.shares(pair) == pytest.approx({"a": 0.52, "b": 0.09, "c": 0.29})
+    assert not spectrum.interrupted
+    assert spectrum.converged
+    assert (spectrum.residuals, spectrum.mode, spectrum.missed_check) == ("measured", "", None)
