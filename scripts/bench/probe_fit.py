@@ -10,8 +10,8 @@ Timed is the way to a training objective within 1e-6 of the optimum, relatively:
 tolerances from loose to tight, and the first run that gets there counts. Where scikit-learn does not with
 float32 arrays, it gets them as float64; "not reached" says that this did not help either. `fit_probes` is
 timed as it is called, with standardising, certificate and readings, and once more until its own certificate,
-which does not know the optimum, says 1e-6. The optimum is the lower bound of a certificate of 1e-8. At the end a
-path of strengths, of which the best is chosen on validation rows, beside the same with all of them finished.
+which does not know the optimum, says 1e-6. The optimum is the lower bound of a certificate of 1e-8. At the
+end a path of strengths, of which the best is chosen on validation rows, beside the same with all finished.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=17, help="at most so many of a case")
     options = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
-    cases = QUICK if options.quick else [c for c in CASES if options.case in (None, c.name)]
+    known = QUICK if options.quick else CASES
+    cases = [case for case in known if options.case in (None, case.name)]
     figures = {case.name: compare(case, options.layers) for case in cases}
     if options.case in (None, "path"):
         figures["path"] = path(QUICK_PATH if options.quick else PATH)
