@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arguments import whole_number
 from ..fit import FeatureTable, LinearClassifier, fit_probes
+from ..fit.splits import require_classes
+from ..fit.strengths import from_strong_to_weak
 from ..fit.views import RowSubset
 
 __all__ = ["CodeLength", "code_length"]
@@ -47,7 +50,7 @@ class CodeLength:
 def code_length(
     table: FeatureTable,
     *,
-    l2: Sequence[float] = (1e-1, 1e-2, 1e-3),
+    l2: float | Sequence[float] = (1e-1, 1e-2, 1e-3),
     num_classes: int | None = None,
     seed: int = 0,
     **fit: Any,
@@ -65,16 +68,21 @@ def code_length(
         num_classes: C; one more than the largest label if not given.
         seed: of the order of rows.
         **fit: further arguments of `fit_probes`.
+
+    Raises:
+        ProbeError: for numbers that mean nothing, and as `fit_probes`.
     """
-    classes = int(table.labels.max()) + 1 if num_classes is None else num_classes
+    strengths = from_strong_to_weak(l2, choosable=True)
+    classes, _ = require_classes({"train": table.labels}, num_classes)
+    seed = whole_number("seed", seed, least=0)
     order = np.random.default_rng(seed).permutation(table.n)
     least = 4 * classes
     ends = [table.n >> k for k in range(table.n.bit_length()) if table.n >> k >= min(least, table.n)][::-1]
     first = float(ends[0] * np.log2(classes))
     found: dict[str, list[CodeLength]] = {layer: [] for layer in table.layers}
-    for strength in l2:
+    for strength in strengths:
         blocks: dict[str, list[tuple[int, float]]] = {layer: [] for layer in table.layers}
-        total = dict.fromkeys(table.layers, first + float(np.log2(len(l2))))
+        total = dict.fromkeys(table.layers, first + float(np.log2(len(strengths))))
         start = None
         for known, end in pairwise(ends):
             start = fit_probes(

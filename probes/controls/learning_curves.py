@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arguments import whole_number
 from ..errors import ProbeError
 from ..fit import FeatureTable, FittedProbes, fit_probes
 from ..fit.views import RowSubset, stratified_order
@@ -53,6 +54,10 @@ def learning_curve(
     if sizes is None:
         least = min(10 * len(np.unique(train.labels)), train.n)
         sizes = [train.n >> k for k in range(train.n.bit_length()) if train.n >> k >= least]
+    sizes = [whole_number("sizes", size, least=1) for size in sizes]
+    if not sizes:
+        raise ProbeError("sizes is empty; give numbers of training rows, or leave it out.")
+    seed = whole_number("seed", seed, least=0)
     if max(sizes) > train.n:
         raise ProbeError(f"a learning curve to {max(sizes)} rows needs as many; train has {train.n}.")
     order = stratified_order(train.labels, seed)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arguments import whole_number
 from ..errors import ProbeError
 from ..fit import FeatureTable, fit_probes, with_labels
 from ..fit.views import RowSubset
@@ -82,7 +83,11 @@ def selectivity(
             "a control on test rows needs test, groups and test_groups, for it remembers groups; give all "
             "three, or none to compare on the training rows."
         )
+    seed = whole_number("seed", seed, least=0)
     groups = np.arange(train.n) if groups is None else np.asarray(groups)
+    _require_groups("groups", groups, train)
+    if test is not None:
+        _require_groups("test_groups", np.asarray(test_groups), test)
     names, place = np.unique(groups, return_inverse=True)
     labels = np.random.default_rng(seed).permutation(np.resize(train.labels, len(names)))
     control_test = None
@@ -101,3 +106,10 @@ def selectivity(
         Selectivity(a.layer, a.n, a.error, a.error_se, b.error, b.error_se, majority)
         for a, b in zip(results.readings, others.readings, strict=True)
     )
+
+
+def _require_groups(name: str, groups: npt.NDArray[Any], table: FeatureTable) -> None:
+    if groups.shape != (table.n,):
+        raise ProbeError(
+            f"{name} has shape {groups.shape}; give the number of each row's group, shape ({table.n},)."
+        )

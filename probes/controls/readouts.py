@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 from tqdm import tqdm
 
+from ..arguments import whole_number
 from ..errors import ProbeError
 from ..fit.features import FeatureTable, Rows, Scaling
 from ..fit.readings import result
 from ..fit.splits import Splits
+from ..fit.strengths import from_strong_to_weak
 from ..results import ProbeResult, Reading
 from ..tally import Tally
 
@@ -47,7 +49,9 @@ def nearest_neighbours(
     Raises:
         ProbeError: if `k` is no number of training rows, or the splits do not fit together.
     """
-    if not 0 < k <= train.n:
+    k = whole_number("k", k, least=1)
+    memory = whole_number("memory", memory, least=0)
+    if k > train.n:
         raise ProbeError(f"k={k}: train has {train.n} rows that can be neighbours.")
     splits = Splits.of(train, None, test, num_classes)
     labels = torch.from_numpy(train.labels)
@@ -101,11 +105,8 @@ def ridge(
         ProbeError: without validation rows for several strengths, where both features and rows are too many
             for one factorisation, or if the splits do not fit together.
     """
-    strengths = [float(l2)] if isinstance(l2, float | int) else [float(s) for s in l2]
-    if not all(s > 0 for s in strengths):
-        raise ProbeError(f"l2={l2}: strengths of regularisation are positive.")
-    if len(strengths) > 1 and valid is None:
-        raise ProbeError("choosing among strengths needs valid=..., or give a single one such as l2=1e-2.")
+    strengths = from_strong_to_weak(l2, choosable=valid is not None)
+    memory = whole_number("memory", memory, least=0)
     splits = Splits.of(train, valid, test, num_classes)
     readings: dict[str, list[Reading]] = {split: [] for split in splits.tables}
     for layer in tqdm(train.layers, desc="ridge", leave=False, disable=None if progress else True):

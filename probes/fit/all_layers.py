@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from tqdm import tqdm
 
+from ..arguments import positive_number, whole_number
 from ..errors import ProbeError
 from ..results import Reading
 from .features import FeatureTable
@@ -14,6 +15,7 @@ from .fitted import FittedProbes
 from .layer import LayerFit
 from .readings import reading, result
 from .splits import Splits
+from .strengths import from_strong_to_weak
 
 __all__ = ["fit_probes"]
 
@@ -76,11 +78,13 @@ def fit_probes(
     """
     if early_stopping and valid is None:
         raise ProbeError("stopping early needs rows that were not fitted; give valid=....")
-    strengths = _strengths(l2, valid)
-    if not tol > 0:
-        raise ProbeError(f"tol={tol}: a fit ends at a relative gap above zero, such as 1e-6.")
+    strengths = from_strong_to_weak(_PATH if l2 is None else l2, choosable=valid is not None)
+    tol, max_iter = positive_number("tol", tol), whole_number("max_iter", max_iter, least=1)
+    memory = whole_number("memory", memory, least=0)
+    if not isinstance(start, FittedProbes | None):
+        raise ProbeError(f"start is a {type(start).__name__}; give what fit_probes returned, or None.")
     splits = Splits.of(train, valid, test, num_classes)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = _device(device)
     readings: dict[str, list[Reading]] = {split: [] for split in splits.tables}
     classifiers, path = {}, []
     with tqdm(train.layers, desc="fit", leave=False, disable=None if progress else True) as layers:
@@ -102,18 +106,8 @@ def fit_probes(
     return FittedProbes(results["train"], results.get("valid"), results.get("test"), classifiers, tuple(path))
 
 
-def _strengths(l2: float | Sequence[float] | None, valid: FeatureTable | None) -> list[float]:
-    """From strong to weak."""
-    strengths = sorted(
-        {float(s) for s in ([l2] if isinstance(l2, float | int) else l2 or _PATH)}, reverse=True
-    )
-    if not all(0 < s < float("inf") for s in strengths):
-        raise ProbeError(
-            f"l2={l2}: strengths of regularisation are positive; without any there is no optimum."
-        )
-    if len(strengths) > 1 and valid is None:
-        raise ProbeError(
-            f"choosing among {len(strengths)} strengths of regularisation needs rows that were not fitted: "
-            "give valid=..., or a single strength such as l2=1e-3."
-        )
-    return strengths
+def _device(name: torch.device | str | None) -> torch.device:
+    try:
+        return torch.empty(0, device=name or ("cuda" if torch.cuda.is_available() else "cpu")).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ProbeError(f"device={name!r} is not there; use device='cpu'.") from error

@@ -63,13 +63,17 @@ class ArrayFeatures:
             raise ProbeError(
                 f"labels are {labels.dtype} of shape {labels.shape}; give one whole number per row."
             )
-        for layer, matrix in features.items():
-            if matrix.ndim != 2 or len(matrix) != len(labels):
+        self._features = {layer: np.asanyarray(matrix) for layer, matrix in features.items()}
+        for layer, matrix in self._features.items():
+            if matrix.ndim != 2 or len(matrix) != len(labels) or not matrix.shape[1]:
                 raise ProbeError(
                     f"the features of layer {layer!r} have shape {matrix.shape}; with {len(labels)} labels "
-                    f"they need to be a matrix of {len(labels)} rows."
+                    f"they need to be a matrix of {len(labels)} rows, and at least one column."
                 )
-        self._features = dict(features)
+            if matrix.dtype.kind not in "fiub":
+                raise ProbeError(
+                    f"the features of layer {layer!r} are {matrix.dtype}; a classifier reads real numbers."
+                )
         self.layers = tuple(features)
         self.n = len(labels)
         self.labels: npt.NDArray[np.int64] = labels.astype(np.int64)
@@ -150,7 +154,9 @@ class Rows:
             yield rows, self._held[dtype][rows] if dtype in self._held else self._read(rows, dtype)
 
     def _read(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
-        x = torch.from_numpy(np.array(self._matrix[rows])).to(self._device, dtype)
+        block = self._matrix[rows]
+        native = np.array(block, dtype=block.dtype.newbyteorder("="))
+        x = torch.from_numpy(native).to(self._device, dtype)
         return x.sub_(self._mean.to(dtype)).div_(self._scale.to(dtype))
 
 

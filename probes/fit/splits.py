@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..arguments import whole_number
 from ..errors import ProbeError
 from .features import FeatureTable
 
@@ -45,6 +46,12 @@ class Splits:
         given = {"train": train, "valid": valid, "test": test}
         tables = {name: table for name, table in given.items() if table is not None}
         for name, table in tables.items():
+            if not (hasattr(table, "layers") and hasattr(table, "labels")):
+                raise ProbeError(
+                    f"{name} is a {type(table).__name__}; give a FeatureStore, or ArrayFeatures."
+                )
+            if not table.layers:
+                raise ProbeError(f"{name} has no layers.")
             require_labels(name, table.labels)
             missing = [layer for layer in train.layers if layer not in table.layers]
             if missing:
@@ -75,7 +82,10 @@ def require_classes(
     for name, found in labels.items():
         require_labels(name, found)
     train = labels["train"]
-    num_classes = int(train.max()) + 1 if num_classes is None else num_classes
+    if num_classes is None:
+        num_classes = int(train.max()) + 1
+    else:
+        num_classes = whole_number("num_classes", num_classes, least=2)
     present = np.unique(train)
     if len(present) < 2:
         raise ProbeError(f"all rows of train have label {present[0]}; a probe needs at least two classes.")

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
+from ..arguments import whole_number
 from ..errors import ProbeError
 from ..host import Forward, default_forward, unwrap
 from ..layout import LayoutText
@@ -135,10 +136,21 @@ class FeatureStore:
         """
         if dtype not in ("float32", "float16"):
             raise ProbeError(f"dtype={dtype!r} cannot be stored; use 'float32' or 'float16'.")
+        if not isinstance(model, nn.Module):
+            raise ProbeError(f"the model is a {type(model).__name__}; give a torch.nn.Module.")
+        if not isinstance(loader, Iterable):
+            raise ProbeError(
+                f"the loader is a {type(loader).__name__}; give a DataLoader, or batches in a list."
+            )
+        if autocast not in (None, torch.bfloat16, torch.float16):
+            raise ProbeError(f"autocast={autocast!r} is no mixed precision; use torch.bfloat16 or float16.")
+        if not callable(forward) and forward is not None:
+            raise ProbeError(f"forward={forward!r} is no function; give one of the model and a batch.")
+        seed = whole_number("seed", seed)
         request = Request(
             listed(layers), listed(exclude), reduce, forward or default_forward, autocast, seed, layout
         )
-        store, inner = Path(path), unwrap(model)
+        store, inner = _folder(path), unwrap(model)
         extraction = Extraction(inner, loader, store, request, dtype, progress, report, process_group)
         return cls(store, *extraction.run())
 
@@ -155,7 +167,7 @@ class FeatureStore:
         Raises:
             ProbeError: if it is not there, unfinished or damaged; the message says which file and what to do.
         """
-        store = Path(path)
+        store = _folder(path)
         digest = model_digest(unwrap(model)) if isinstance(model, nn.Module) else model or ""
         data = Data.read(store)
         manifests = [m for folder in checkpoints(store) if (m := Manifest.read(folder)) is not None]
@@ -220,3 +232,9 @@ class FeatureStore:
         wrong = (answers != y)[counted]
         error = float(wrong.mean())
         return error, math.sqrt(error * (1 - error) / max(1, len(wrong) - 1))
+
+
+def _folder(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, (str, os.PathLike)) or not str(path):
+        raise ProbeError(f"path={path!r} is no folder; give its name.")
+    return Path(path)

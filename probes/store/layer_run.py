@@ -212,7 +212,12 @@ class _Stoppable:
 def _by_name(y: Any) -> Tensors:
     """Label sets as int64 or float32, each (rows, ...)."""
     given = dict(y) if isinstance(y, Mapping) else {SINGLE: y}
-    labels = {str(name): torch.as_tensor(value) for name, value in given.items()}
+    try:
+        labels = {str(name): torch.as_tensor(value) for name, value in given.items()}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ProbeError("the labels are no numbers; number the classes, from 0.") from error
+    if any(value.is_complex() for value in labels.values()):
+        raise ProbeError("the labels are complex numbers; give class numbers, or real ones.")
     lengths = {len(value) if value.ndim else None for value in labels.values()}
     if len(lengths) != 1 or None in lengths:
         raise ProbeError("the labels of a batch must be one per example, as many in every label set.")

@@ -169,7 +169,7 @@ class Source:
 def rows_of(batch: Any) -> int:
     """Examples in a batch: of its labels if it has some in the usual place, else of its first tensor."""
     key = label_key(batch)
-    if key is not None and hasattr(batch[key], "__len__"):
+    if key is not None and hasattr(batch[key], "__len__") and np.ndim(batch[key]):
         return len(batch[key])
     return next((len(t) for t in tensors_in(batch) if t.ndim), 0)
 

@@ -116,7 +116,7 @@ def test_ridge_chooses_its_strength_on_validation_rows():
     found = ridge(train, valid, progress=False)
     alone = {s: ridge(train, valid, l2=s, progress=False)["valid"]["useful"].loss for s in (1, 1e-1, 1e-4)}
     assert found["valid"]["useful"].loss <= min(alone.values())
-    with pytest.raises(ProbeError, match="needs valid="):
+    with pytest.raises(ProbeError, match="give valid="):
         ridge(train)
 
 

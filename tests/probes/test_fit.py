@@ -222,7 +222,7 @@ BROKEN[7, 2] = np.nan
         (lambda: fit(X, Y, 0.1, num_classes=2), "label 2, which is out of range: with num_classes=2"),
         (lambda: fit(X, Y - 1, 0.1), "train has label -1"),
         (lambda: fit(X, np.zeros(60, int), 0.1), "all rows of train have label 0"),
-        (lambda: fit(X, Y, 0.0), "l2=0.0: strengths of regularisation are positive"),
+        (lambda: fit(X, Y, 0.0), "l2=0.0, but it has to be a finite number above 0"),
         (lambda: fit(X, Y, 0.1, tol=0), "tol=0"),
         (lambda: fit(X, Y, None), "choosing among 9 strengths .* give valid="),
         (lambda: fit(X, Y, (0.1, 1)), "choosing among 2 strengths"),
