@@ -25,6 +25,7 @@ class ProbeSettings:
         layers: patterns as in `ProbeSet`.
         exclude: patterns of layers to leave out.
         reduce: reduction of the features, as text.
+        layout: letters of the dimensions of layers that have so many, where the forward does not show them.
         l2: strengths of the penalty, one chosen on the validation set; `fit_probes` has a grid by default.
         early_stopping: rather stop the fit early, on the validation set, than choose among strengths.
         labels: which label set, where the data have several.
@@ -48,6 +49,7 @@ class ProbeSettings:
     layers: tuple[str, ...] = ("auto",)
     exclude: tuple[str, ...] = ()
     reduce: str = "auto"
+    layout: str | None = None
     l2: tuple[float, ...] = ()
     early_stopping: bool = False
     labels: str = ""

@@ -215,6 +215,7 @@ class _Job:
             layers=settings.layers,
             exclude=settings.exclude,
             reduce=settings.reduce,
+            layout=settings.layout,
             dtype=settings.dtype,
             autocast=torch.bfloat16 if settings.autocast else None,
             seed=settings.seed,

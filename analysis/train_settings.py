@@ -30,6 +30,7 @@ class TrainSettings:
         probe: layers with a probe, patterns as in `ProbeSet`.
         exclude: patterns of layers to leave out.
         reduce: reduction of the features, as text.
+        layout: letters of the dimensions of layers that have so many, where the forward does not show them.
         probe_lr: learning rate of the probes.
         fit_epochs: passes at most with which fresh probes are fitted to the fixed model before and after.
         epochs: passes of the model over the training set.
@@ -55,6 +56,7 @@ class TrainSettings:
     probe: tuple[str, ...] = ("auto",)
     exclude: tuple[str, ...] = ()
     reduce: str = "auto"
+    layout: str | None = None
     probe_lr: float = 0.03
     fit_epochs: int = 10
     epochs: int = 10

@@ -117,6 +117,7 @@ class _Job:
             self.data.num_classes,
             exclude=settings.exclude,
             reduce=settings.reduce,
+            layout=settings.layout,
             lr=settings.probe_lr,
             seed=settings.seed,
         )

@@ -66,6 +66,7 @@ def add(commands: Any) -> None:
     )
     option(how, "exclude", "layers to leave out", nargs="+", metavar="LAYER")
     option(how, "reduce", "auto, flatten, avg, max:2, subset:1000, cls, mean, ...", metavar="HOW")
+    option(how, "layout", "where the forward shows none: BCHW, BHWC, TBC, ...", metavar="LETTERS")
     option(
         how,
         "l2",

@@ -54,6 +54,7 @@ def add(commands: Any) -> None:
     )
     option(probes, "exclude", "layers to leave out", nargs="+", metavar="LAYER")
     option(probes, "reduce", "auto, flatten, avg, max:2, subset:1000, cls, mean, ...", metavar="HOW")
+    option(probes, "layout", "where the forward shows none: BCHW, BHWC, TBC, ...", metavar="LETTERS")
     option(probes, "probe-lr", "learning rate of the probes", type=float, metavar="RATE")
     option(probes, "fit-epochs", "passes that fit fresh probes before and after", type=positive, metavar="N")
     option(probes, "evaluate", "when to evaluate: log:20, every:100, epoch or none", metavar="WHEN")

@@ -149,6 +149,7 @@ def test_runs_are_not_mixed(undisturbed: Path, tmp_path: Path) -> None:
     [
         ({"probe": ("cnv",)}, "no layer matches 'cnv'; the nearest names are conv"),
         ({"reduce": "avg:x"}, "'avg:x' needs a positive whole number"),
+        ({"layout": "NCHW"}, "layout 'NCHW' is none"),
         ({"optimizer": "sdg"}, "unknown optimizer 'sdg'; use sgd, adam"),
         ({"evaluate": "often"}, "'often' is no schedule"),
         ({"device": "quantum"}, "there is no device 'quantum' here"),
