@@ -126,7 +126,7 @@ def findings(spectra: dict[int, Spectrum], searches: dict[tuple[int, str], LineS
     )
     total = sum(end == "SA 1" for _, end in searches)
     return f"""\
-Here, by the {len(searches)} of {asked} line searches whose eigenvector is known well enough for the sign of g.v:
+Here, by the {len(searches)} of {asked} line searches along vectors that are determined:
 
 - Are decreases larger on the negative side? The best decrease along the most negative eigenvector is larger
   than along the most positive one at {wins} of {total} snapshots; the medians over all searches are
