@@ -31,10 +31,13 @@ def report_spectra(path: Path, spectra: Mapping[int, Spectrum]) -> None:
     from ..run_records import RunRecords
     from ..tables import curvature
 
-    table = curvature(spectra, RunRecords(path).line_searches())
+    searches = RunRecords(path).line_searches()
+    table = curvature(spectra, searches)
     print("Extreme eigenvalues of the Hessian, and the best decrease of the loss along their vectors:\n")
     print(table.to_string())
     weak = sum(not pair.converged for spectrum in spectra.values() for pair in spectrum.pairs)
     if weak:
         print(f"\n{weak} eigenpairs have not converged; their residuals are in results.jsonl.")
+    if not all(search.determined for search in searches.values()):
+        print("\nnot determined: the eigenvector is not known well enough; a smaller --tol determines it.")
     print(f"\nfigures: {path / 'figures'}/hessian_*.png\nmore:    tensorboard --logdir {path.parent}")

@@ -170,6 +170,35 @@ def test_polishing_brings_each_residual_below_its_own_threshold() -> None:
     np.testing.assert_array_equal(left.values, given.values)
 
 
+def test_polishing_goes_on_as_long_as_it_helps_and_no_longer() -> None:
+    matrix = torch.as_tensor(with_spectrum(np.r_[np.linspace(0, 1, 26), 26.0, 27.0, 28.0, 29.0]))
+    rows = torch.linalg.eigh(matrix)[1].T[-4:].clone()
+    rows[:2] += 1e-3 * torch.randn(2, 30, generator=generator(), dtype=torch.float64)  # the others are exact
+    rows = torch.linalg.qr(rows.flip(0).T)[0].T.contiguous()
+    given = rayleigh_ritz(rows, rows @ matrix)
+    assert given.residuals.min() < 1e-12
+    spent = 0
+
+    def multiply(vectors: torch.Tensor, noise: float = 0.0) -> torch.Tensor:
+        nonlocal spent
+        spent += len(vectors)
+        return vectors @ matrix + noise * torch.randn(vectors.shape, generator=generator(spent)).double()
+
+    def wanted(size: int) -> np.ndarray:
+        return np.arange(size - 4, size)
+
+    def asked(values: np.ndarray) -> np.ndarray:
+        return np.full(len(values), 1e-9)
+
+    done = polished(given, wanted, asked, multiply, lambda: math.inf)
+    assert done.residuals[-4:].max() <= 1e-9
+    assert 4 < spent < 20
+    spent = 0
+    noisy = polished(given, wanted, asked, lambda rows: multiply(rows, 1e-4), lambda: math.inf)
+    assert 0 < spent < 20
+    assert noisy.residuals[-4:].max() > 1e-9
+
+
 def test_lanczos_knows_its_products() -> None:
     matrix = torch.as_tensor(with_spectrum(network(80)))
     lanczos = Lanczos(
