@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from pathlib import Path
 
 import torch
 
 __all__ = ["default_limit", "ran_out"]
 
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
 
 def default_limit(device: torch.device) -> int:
-    """Bytes to use without being asked: a quarter of the GPU's or of the machine's memory.
+    """Bytes to use without being asked: a quarter of the GPU's memory, or of the machine's.
 
     Of all of it, not of what is free: what else runs must not decide how numbers are computed.
     """
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory) // 4
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    return _machine() // 4
+
+
+def _machine() -> int:
+    """Bytes of the machine's memory, or of the container's share."""
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for file in _LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # there is none, or it says "max"
+            sizes.append(int(file.read_text()))
+    return min(sizes)
 
 
 def ran_out(error: BaseException) -> bool:

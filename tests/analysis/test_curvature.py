@@ -389,3 +389,18 @@ def test_a_table_says_what_is_not_determined() -> None:
     assert label.get_text() == "LA 1 not determined"
     figure = best_decreases([(3, searched(0.1)), (3, searched(0.6))], title="both")
     assert figure.axes[0].get_title() == "both (1 not determined)"
+
+
+def test_the_mode_that_is_asked_for_is_taken_and_kept(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(trained, path)
+    options = ["hessian", "--run", str(path), "--largest=1", "--smallest=1", "--subset=0.1", "--steps", "0"]
+    assert main([*options, "--line-searches=0", "--mode=retained"]) == 0
+    assert Run(path).spectra()[0].mode == "retained"
+    assert main([*options, "--line-searches=0", "--mode=linearized"]) == 1
+    assert "was made with mode='retained', not 'linearized'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*options, "--mode=fastest"])
+    assert "fastest" in capsys.readouterr().err

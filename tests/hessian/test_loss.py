@@ -346,8 +346,13 @@ def test_a_subset_has_its_share_of_the_data(share: float) -> None:
     assert len(fixed_subset(data, 1e-9)[0][0]) == 1
 
 
-def test_memory_of_the_machine() -> None:
-    """A quarter of all of it, whatever else runs."""
+def test_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A quarter of all of it, whatever else runs; in a container, of what it may have."""
+    limits = tmp_path / "memory.max", tmp_path / "none"
+    limits[0].write_text("4000000\n")
+    monkeypatch.setattr("hessian.memory._LIMITS", limits)
+    assert default_limit(torch.device("cpu")) == 1_000_000
+    limits[0].write_text("max\n")
     pages = int(re.search(r"MemTotal: +(\d+)", Path("/proc/meminfo").read_text()).group(1)) * 1024
     assert default_limit(torch.device("cpu")) == pytest.approx(pages / 4, rel=0.05)
     assert ran_out(MemoryError())
