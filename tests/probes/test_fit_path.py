@@ -1,5 +1,7 @@
 """The path of penalties: loose where that is enough to choose by, finished at the best."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,6 @@ from probes.fit import solver
 from probes.fit.features import Rows, Scaling
 from probes.fit.metric import Gram, Metric
 from probes.fit.path import _REACH, Fit, Path
-from probes.fit.readings import Scores
 from probes.fit.softmax import Softmax
 from probes.fit.solver import Solution, minimise
 
@@ -74,10 +75,6 @@ def problem(size=20):
     return Softmax(rows, torch.from_numpy(y), 3), Gram(rows, 4096)
 
 
-def scored(loss, se):
-    return Scores((loss, se), (0.0, 0.0), None)
-
-
 class Scripted(Path):
     """Fits whose validation losses, loose and finished, are written down."""
 
@@ -91,7 +88,7 @@ class Scripted(Path):
         self.made.append((l2, is_finished))
         gap = 1e-9 if is_finished else min(slack, 0.005)
         solution = Solution(torch.zeros(3, 21), 1.0, gap, steps + 1)
-        return Fit(l2, solution, scored(self.losses[l2][is_finished], 0.05), is_finished)
+        return Fit(l2, solution, SimpleNamespace(loss=(self.losses[l2][is_finished], 0.05)), is_finished)
 
 
 @pytest.mark.parametrize(
