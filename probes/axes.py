@@ -16,6 +16,7 @@ __all__ = ["Axes", "Axis", "Strength", "letters_of", "merged", "new_axes", "regr
 
 Kind: TypeAlias = Literal["B", "C", "P"]  # examples of a batch, channels, positions
 Axes: TypeAlias = "tuple[Axis, ...]"
+Atom: TypeAlias = "tuple[Axis, int]"  # with its size
 
 
 class Strength(IntEnum):
@@ -111,29 +112,37 @@ def merged(parts: Sequence[tuple[Axis, int]]) -> Axis:
 def regrouped(axes: Axes, sizes: Sequence[int], wanted: Sequence[int]) -> Axes:
     """The axes of a tensor that was reshaped.
 
-    A reshape keeps the order of the numbers, so dimensions before and after correspond where the products of
-    their sizes do. What was flattened before comes apart again where the sizes are those of its parts.
+    A reshape keeps the order of the numbers, so each new dimension takes what comes next: whole dimensions,
+    or the outer part of one. Where sizes do not divide each other, several new ones share several old ones.
+    What was flattened before comes apart again where it has the sizes of its parts.
     """
-    atoms = [atom for axis, size in zip(axes, sizes, strict=True) for atom in _atoms(axis, size)]
+    atoms = [atom for axis, size in zip(axes, sizes, strict=True) for atom in _atoms(axis, size)][::-1]
     found: list[Axis] = []
-    i = j = 0
-    while j < len(wanted):
-        begin, first, have, want = i, j, 1, wanted[j]
-        j += 1
-        if i < len(atoms):
-            have, i = atoms[i][1], i + 1
-        while have != want:
-            if (have < want or j == len(wanted)) and i < len(atoms):
-                have, i = have * atoms[i][1], i + 1
-            elif j < len(wanted):
-                want, j = want * wanted[j], j + 1
-            else:
-                return new_axes(len(wanted))
-        group = atoms[begin:i]
-        axis = merged(group) if group else Axis()
-        is_split = j - first > 1
-        found += [Axis() if is_split and size == 1 else axis for size in wanted[first:j]]
+    while len(found) < len(wanted):
+        count, parts = _next_group(atoms, wanted[len(found) :])
+        axis = merged(parts) if parts else Axis()
+        group = wanted[len(found) : len(found) + count]
+        found += [Axis() if count > 1 and size == 1 else axis for size in group]
     return tuple(found)
+
+
+def _next_group(atoms: list[Atom], wanted: Sequence[int]) -> tuple[int, list[Atom]]:
+    """How many of the next new dimensions go together, and the atoms that they take from `atoms`' end."""
+    count, want, have = 1, wanted[0], 1
+    parts: list[Atom] = []
+    if want == 1 and atoms and atoms[-1][1] != 1:
+        return 1, []
+    while atoms and (have != want or not parts):
+        axis, size = atoms.pop()
+        rest = want // have
+        if 0 < rest < size and size % rest == 0 and count == 1 and want % have == 0:
+            atoms.append((axis, size // rest))
+            size = rest
+        parts.append((axis, size))
+        have *= size
+        while have > want and count < len(wanted):
+            want, count = want * wanted[count], count + 1
+    return count, parts
 
 
 def _atoms(axis: Axis, size: int) -> list[tuple[Axis, int]]:

@@ -463,13 +463,14 @@ def _unfold(out: Shape, x: Dims, dimension: Any, *_: Any, **__: Any) -> Axes:
     """`Tensor.unfold` adds windows of one dimension; `F.unfold` gives (B, C * window, L)."""
     if len(out) == len(x.axes) + 1:
         return (*x.axes, x.axes[dimension])
-    place = Axis()
-    _claim([place], "P", Strength.SURE)
-    return (*x.axes[:-3], _made(Strength.SURE), place)
+    _claim(x.axes[-3:-2], "C", Strength.SURE)
+    place, window = Axis(), dimension if isinstance(dimension, (tuple, list)) else (dimension, dimension)
+    _claim([place, *x.axes[-2:]], "P", Strength.SURE)
+    return (*x.axes[:-3], Axis(list(zip(x.axes[-3:], (x.shape[-3], *window), strict=True))), place)
 
 
 @_for("fold")
 def _fold(out: Shape, input: Dims, *_: Any, **__: Any) -> Axes:
-    places = new_axes(2)
+    places, parts = new_axes(2), input.axes[-2].root.parts
     _claim(places, "P", Strength.SURE)
-    return (*input.axes[:-2], _made(Strength.SURE), *places)
+    return (*input.axes[:-2], parts[0][0] if len(parts) == 3 else _made(Strength.SURE), *places)
