@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from hessian.errors import HessianError
 from hessian.lanczos import Lanczos, ends
 from hessian.rows import combine, gram, inner, squared_norms, subtract
 
@@ -129,3 +130,36 @@ def test_arithmetic_over_chunks_is_accurate_in_float32() -> None:
     np.testing.assert_allclose(vector, rest, atol=1e-5)
     np.testing.assert_allclose(left, exact @ rest, atol=1e-6 * scale)
     assert float(square) == pytest.approx(float(rest @ rest), rel=1e-5)
+
+
+def test_a_start_in_the_span_of_the_locked_rows_is_replaced() -> None:
+    matrix = _symmetric(12)
+    locked = torch.eye(12, dtype=torch.float64)[:2]
+    lanczos = _lanczos(matrix, 8, locked=locked)
+    lanczos.begin(locked[0])
+    (row,) = torch.as_tensor(lanczos.state()["basis"])
+    assert float(row.norm()) == pytest.approx(1)
+    assert not (locked @ row).abs().max() > 1e-14
+
+
+def test_an_asymmetry_is_named_also_where_products_differ_by_rounding() -> None:
+    skew = np.triu(np.ones((9, 9)), 1) - np.triu(np.ones((9, 9)), 1).T
+    calls = 0
+
+    def multiply(rows: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return rows @ torch.as_tensor(skew) * (1 + 1e-12 * calls)
+
+    lanczos = Lanczos(
+        multiply,
+        9,
+        9,
+        generator=torch.Generator().manual_seed(0),
+        dtype=torch.float64,
+        device=torch.device("cpu"),
+    )
+    lanczos.begin()
+    lanczos.step()
+    with pytest.raises(HessianError, match="not symmetric"):
+        lanczos.step()
