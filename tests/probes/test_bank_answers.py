@@ -233,13 +233,16 @@ def test_layers_that_part_are_refused() -> None:
     assert bank.steps == 0
 
 
-def test_faults_name_their_layers_once() -> None:
+@pytest.mark.parametrize("steps", [1, 11])  # at which statistics are looked at, and are not
+def test_faults_name_their_layers_once(steps: int) -> None:
     bank = Bank({"y": Classification(3)}, (0.1,))
     bank.add([ProbeSpec(layer, 4) for layer in "abcdef"] + [ProbeSpec("z", 5)], CPU)
     y = torch.tensor([0, 1, 2])
     good = {layer: torch.randn(3, 4, generator=generator(i)) for i, layer in enumerate("abcdef")}
     good["z"] = torch.randn(3, 5, generator=generator(9))
-    bank.step(good, Labels(y, bank.targets, CPU))
+    for _ in range(steps):
+        bank.step(good, Labels(y, bank.targets, CPU))
+    good["a"] = good["a"] * 2 + 1  # beside a layer at fault a healthy one stays as it was, too
     before = [
         w.clone() for group in bank.groups for w in [*group.weights, group.mean, group.var, group.score]
     ]
@@ -253,9 +256,9 @@ def test_faults_name_their_layers_once() -> None:
         bank.measure({"e": good["e"], "f": bad["f"]}, Labels(y, bank.targets, CPU), tallies)
     after = [w for group in bank.groups for w in [*group.weights, group.mean, group.var, group.score]]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert bank.steps == 1
+    assert bank.steps == steps
     bank.step(good, Labels(y, bank.targets, CPU))
-    assert bank.steps == 2
+    assert bank.steps == steps + 1
 
 
 def test_measuring_some_layers_of_a_group_with_two_rates_and_targets() -> None:
