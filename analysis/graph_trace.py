@@ -56,6 +56,8 @@ def trace(model: nn.Module, run: Callable[[nn.Module], Any], probed: Sequence[st
     try:
         with recorder.results, recorder.flow:
             run(model)
+        if recorder.taps.error is not None:
+            raise recorder.taps.error
         if not recorder.calls:
             raise AnalysisError("`run` did not call the model; pass one like lambda model: model(x).")
         recorder.taps.require_matches()
