@@ -107,12 +107,16 @@ class Layout:
                 "holds the examples of the batch; leave it out, or say it with layout='TBC' or the like."
             )
         batch = self.letters.index("B")
-        value, rest = value.movedim(batch, 0), self.letters.replace("B", "")
+        rest = self.letters.replace("B", "")
+        if batch:
+            value = value.movedim(batch, 0)
         if "?" in rest or "C" not in rest:
             return Features(value, None, None, self.letters)
         channels = [i for i, letter in enumerate(rest, start=1) if letter == "C"]
         first, count = channels[0], len(channels)
-        value = value.movedim(channels, list(range(first, first + count))).flatten(first, first + count - 1)
+        if count > 1:
+            value = value.movedim(channels, list(range(first, first + count)))
+            value = value.flatten(first, first + count - 1)
         places = [n for i, n in enumerate(value.shape) if i not in (0, first)]
         is_of_places = mask is not None and len(places) == 1 and mask.shape == (len(value), *places)
         return Features(value, first, mask if is_of_places else None, self.letters)

@@ -17,7 +17,7 @@ from .axes import Axes
 from .bound import BoundReduction, bind
 from .buffers import Buffers
 from .errors import ProbeError
-from .host import device_of, plain_arithmetic
+from .host import plain_arithmetic
 from .layout import GivenLayouts, Layout, LayoutText
 from .reduction import Reduce, chain_of
 from .selection import HookPoint, glob_matches, nearest
@@ -200,7 +200,7 @@ class FeatureReader:
         name = point.name
         if name in self.skipped:
             return
-        with self._leniently(name):
+        with self._leniently(name, value):
             plain, mask = strided(value, name)
             if self._knows_layout(name, value, plain, mask):
                 self._incoming[name] = self._read(name, plain, mask)
@@ -209,7 +209,7 @@ class FeatureReader:
         """The features of a whole forward are there."""
         for name, late in self._waiting.items():
             self._layouts[name] = Layout(self.trace.letters(late.axes))
-            with self._leniently(name):
+            with self._leniently(name, late.value):
                 self._incoming[name] = self._read(name, late.value, late.mask)
         for name, axes in self._early.items():
             if Layout(self.trace.letters(axes)) != self._layouts[name]:
@@ -255,10 +255,11 @@ class FeatureReader:
         return False
 
     @contextmanager
-    def _leniently(self, name: str) -> Iterator[None]:
+    def _leniently(self, name: str, value: torch.Tensor | PackedSequence) -> Iterator[None]:
         """Note a layer that cannot be read, if that is permitted."""
         try:
-            with plain_arithmetic(device_of(self._model).type):
+            device = value.data.device if isinstance(value, PackedSequence) else value.device
+            with plain_arithmetic(device.type):
                 yield
         except ProbeError as error:
             if not self._is_lenient or name in self.bound:
