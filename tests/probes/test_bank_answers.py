@@ -350,3 +350,58 @@ def test_ratio_of_sums_and_its_standard_error() -> None:
         expected = ((s - m * n) ** 2).sum().sqrt() / n.sum()
         assert float(tally.means()[1][k]) == pytest.approx(float(expected))
     assert float(tally.rows) == float(n.sum())
+
+
+def stepped(steps: int, state: Any = None) -> Bank:
+    bank = Bank({"y": Classification(4)}, (0.1, 0.02))
+    if state is None:
+        bank.add([ProbeSpec("a", 5), ProbeSpec("b", 5)], CPU)
+    else:
+        bank.load_state_dict(state, CPU)
+    for x, y in moving_batches(steps + bank.steps, 5)[bank.steps :]:
+        bank.step({"a": x, "b": x * 2}, Labels(y, bank.targets, CPU))
+    return bank
+
+
+def test_a_state_goes_on_with_all_that_it_remembers() -> None:
+    whole, state = stepped(9), stepped(4).state_dict()
+    found = stepped(5, state)
+    for one, other in zip(whole.groups, found.groups, strict=True):
+        assert one.layers == other.layers
+        for a, b in zip(
+            [*one.weights, *one.biases, one.mean, one.score],
+            [*other.weights, *other.biases, other.mean, other.score],
+            strict=True,
+        ):
+            assert torch.equal(a, b)
+    assert found.steps == found.groups[0].steps == 9
+    assert found.specs == whole.specs
+    fresh = Bank({"y": Classification(4)}, (0.1, 0.02))
+    fresh.add([ProbeSpec("a", 5)], CPU)
+    untrained = fresh.state_dict()
+    assert [set(m) for m in untrained["groups"][0]["moments"]] == [set()] * 4
+    fresh.load_state_dict(untrained, CPU)
+    assert fresh.steps == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"lrs": [0.1, 0.3]}, "learning rates"),
+        ({"widths": [5]}, "outputs"),
+        ({"groups": None}, "damaged"),
+        (None, "no state of a ProbeSet"),
+    ],
+)
+def test_a_state_of_something_else_is_refused(change: Any, sentence: str) -> None:
+    bank = stepped(2)
+    state = bank.state_dict()
+    with pytest.raises(ProbeError, match=sentence):
+        bank.load_state_dict(5 if change is None else {**state, **change}, CPU)
+    with pytest.raises(ProbeError, match="no state of a ProbeSet"):
+        bank.load_state_dict({key: state[key] for key in ("steps", "groups")}, CPU)
+    group = state["groups"][0]
+    with pytest.raises(ProbeError, match="damaged"):
+        bank.load_state_dict({**state, "groups": [{**group, "statistics": [torch.zeros(1)] * 3}]}, CPU)
+    assert bank.steps == 2
+    bank.load_state_dict(state, CPU)
