@@ -260,6 +260,27 @@ def saturated(dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
     assert abs(value - F.cross_entropy(model.double()(x.double()), y).item()) < 1e-5
 
 
+def rounded_off(sizes: tuple[int, ...], reduction: str) -> None:
+    """A mean whose float32 rounding is larger than any tolerance; a sum is one all the same."""
+
+    def loss_fn(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(z, y, reduction=reduction) + 1e6 - 1e6
+
+    data = [(x.float(), y) for x, y in cut(sizes)]
+    loss = Loss(net(torch.float32), loss_fn, data)
+    assert abs(loss.value() - F.cross_entropy(net()(X), Y).item()) < 0.1
+
+
+def only_in_float32(sizes: tuple[int, ...]) -> None:
+    """What float64 cannot be asked about needs no asking."""
+    weight = WEIGHT.float()
+    data = [(x.float(), y) for x, y in cut(sizes)]
+    loss_fn = partial(F.cross_entropy, weight=weight)
+    loss = Loss(net(torch.float32), loss_fn, data, count=lambda b: weight[b[1]].sum())
+    exact = F.cross_entropy(net(torch.float32).double()(X.float().double()), Y, weight=weight.double())
+    assert abs(loss.value() - exact.item()) < 1e-6
+
+
 def tokens() -> None:
     """Sequences of unlike length, flat: only count= knows how many examples there are."""
     data = [((X[:6].reshape(2, 3, 3)), Y[:6]), ((X[6:].reshape(2, 3, 3)), Y[6:])]
@@ -495,6 +516,19 @@ CASES = [
         Case(f"a saturated network, {dtype}, batches {sizes}", partial(saturated, dtype, sizes))
         for dtype in (torch.float64, torch.float32)
         for sizes in ((12,), (5, 7), (1,) * 12)
+    ),
+    *(
+        Case(
+            f"a {reduction} with much rounding, batches {sizes}",
+            partial(rounded_off, sizes, reduction),
+            sentence,
+        )
+        for sizes in ((12,), (5, 7), (1, 11))
+        for reduction, sentence in (("mean", None), ("sum", NO_MEAN))
+    ),
+    *(
+        Case(f"weights that only work in float32, batches {sizes}", partial(only_in_float32, sizes))
+        for sizes in ((12,), (5, 7), (1, 11))
     ),
     Case("count: tokens, flat", tokens),
     Case("count: none for tokens, flat", lambda: loss_of(data=[(X.reshape(4, 3, 3), Y)]), "pass count="),
