@@ -171,6 +171,29 @@ def test_bits_are_those_of_the_code_and_of_the_strengths_number(strengths):
     assert [known for known, _ in code.blocks] == [16, 32, 65]
 
 
+def test_blocks_begin_at_four_rows_per_class_and_add_up():
+    x, y = clusters(96, 5, 3)
+    table = ArrayFeatures({"x": x}, y)
+    for n, begins in ((96, [12, 24, 48]), (95, [23, 47]), (12, []), (5, [])):
+        part = RowSubset(table, np.arange(n))
+        options = {"l2": (1e-1, 1e-2), "num_classes": 3, "progress": False}
+        code, same = (code_length(part, **options, **seed)[0] for seed in ({}, {"seed": 0}))
+        assert code == same
+        assert [known for known, _ in code.blocks] == begins
+        ends = [*begins, n]
+        of_blocks = sum(
+            (end - known) * bits for end, (known, bits) in zip(ends[1:], code.blocks, strict=True)
+        )
+        assert code.bits == pytest.approx(ends[0] * np.log2(3) + of_blocks + 1)
+
+
+def test_classes_may_be_more_than_occur():
+    x, y = clusters(40, 3, 2)
+    (code,) = code_length(ArrayFeatures({"x": x}, y), l2=0.1, num_classes=5, progress=False)
+    assert code.uniform_bits == pytest.approx(40 * np.log2(5))
+    assert [known for known, _ in code.blocks] == [20]
+
+
 def test_selectivity_is_the_difference_and_its_error_the_root_of_squares():
     x, y = clusters(200, 6, 3)
     (found,) = selectivity(ArrayFeatures({"x": x}, y), l2=1e-2, progress=False)
