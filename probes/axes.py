@@ -34,11 +34,19 @@ class Axis:
 
     Args:
         parts: the axes and sizes that were flattened into this one.
+        whole: the axis of which this is one of several parts: what that is, this is too, but not the reverse.
         is_constant: whether it is of a tensor that no input of the model has gone into.
     """
 
-    def __init__(self, parts: Sequence[tuple[Axis, int]] = (), *, is_constant: bool = False):
+    def __init__(
+        self,
+        parts: Sequence[tuple[Axis, int]] = (),
+        *,
+        whole: Axis | None = None,
+        is_constant: bool = False,
+    ):
         self.parts, self.is_constant = tuple(parts), is_constant
+        self._wholes = [] if whole is None else [whole]
         self._same: Axis | None = None
         self._claims: dict[Kind, Strength] = {}
 
@@ -49,6 +57,12 @@ class Axis:
         while axis._same is not None:
             axis = axis._same
         return axis
+
+    @property
+    def origins(self) -> list[Axis]:
+        """The axes that it was once split off, or itself; several where parts of several were united."""
+        root = self.root
+        return [origin for whole in root._wholes for origin in whole.origins] or [root]
 
     def claim(self, kind: Kind, strength: Strength) -> None:
         """Note evidence of what it is. Positions are so in all their parts."""
@@ -61,24 +75,29 @@ class Axis:
     def unite(self, other: Axis) -> None:
         """They are one and the same dimension."""
         a, b = self.root, other.root
-        if a is b or a._holds(b) or b._holds(a):
+        if a is b or a._needs(b) or b._needs(a):
             return
         kept, gone = (a, b) if a.parts or not b.parts else (b, a)
         gone._same = kept
+        kept._wholes += gone._wholes
         for kind, strength in gone._claims.items():
             kept.claim(kind, strength)
         if len(a.parts) == len(b.parts):
             for (part, _), (other_part, _) in zip(a.parts, b.parts, strict=True):
                 part.unite(other_part)
 
-    def _holds(self, other: Axis) -> bool:
-        """Whether the other is a part of it."""
-        return any(part.root is other or part.root._holds(other) for part, _ in self.parts)
+    def _needs(self, other: Axis) -> bool:
+        """Whether what it is follows from the other."""
+        sources = [*(part for part, _ in self.parts), *self._wholes]
+        return any(source.root is other or source.root._needs(other) for source in sources)
 
     def claims(self) -> dict[Kind, Strength]:
         """The strongest evidence for each kind: its own, and what follows from its parts."""
         root = self.root
         found = dict(root._claims)
+        for whole in root._wholes:
+            for kind, strength in whole.claims().items():
+                found[kind] = max(strength, found.get(kind, strength))
         inner = [(part.kind, part.claims()) for part, _ in root.parts]
         for kind in ("B", "C"):  # examples and others are rows; channels and others are channels
             strengths = [claims[kind] for part_kind, claims in inner if part_kind == kind]
@@ -105,8 +124,16 @@ def new_axes(count: int, *, is_constant: bool = False) -> Axes:
 
 def merged(parts: Sequence[tuple[Axis, int]]) -> Axis:
     """Dimensions flattened into one."""
-    roots = {part.root for part, _ in parts}
-    return roots.pop() if len(roots) == 1 else Axis(parts)
+    if len(parts) == 1:
+        return parts[0][0]
+    common = common_origin([part for part, _ in parts])
+    return Axis(parts) if common is None else common
+
+
+def common_origin(axes: Sequence[Axis]) -> Axis | None:
+    """The axis that all of these are parts of."""
+    others = [axis.origins for axis in axes[1:]]
+    return next((o for o in axes[0].origins if all(o in origins for origins in others)), None)
 
 
 def regrouped(axes: Axes, sizes: Sequence[int], wanted: Sequence[int]) -> Axes:
@@ -136,8 +163,8 @@ def _next_group(atoms: list[Atom], wanted: Sequence[int]) -> tuple[int, list[Ato
         axis, size = atoms.pop()
         rest = want // have
         if 0 < rest < size and size % rest == 0 and count == 1 and want % have == 0:
-            atoms.append((axis, size // rest))
-            size = rest
+            atoms.append((Axis(whole=axis), size // rest))
+            axis, size = Axis(whole=axis), rest
         parts.append((axis, size))
         have *= size
         while have > want and count < len(wanted):
@@ -187,7 +214,7 @@ def _batch(axes: Axes, claims: Sequence[dict[Kind, Strength]], comes_first: bool
     found = [i for i, axis in enumerate(axes) if axis.kind == "B"]
     if found:
         return max(found, key=lambda i: (claims[i]["B"], -i))
-    is_unknown = bool(axes) and not claims[0] and not axes[0].root.is_constant
+    is_unknown = bool(axes) and not claims[0] and not axes[0].origins[0].is_constant
     return 0 if comes_first and is_unknown else None
 
 
@@ -200,4 +227,4 @@ def _channels(axes: Axes, claims: Sequence[dict[Kind, Strength]], batch: int | N
     ]
     strongest = max((claims[i]["C"] for i in candidates), default=None)
     found = [i for i in candidates if claims[i]["C"] == strongest]
-    return found if len({axes[i].root for i in found}) == 1 else []
+    return found if found and common_origin([axes[i] for i in found]) is not None else []

@@ -145,6 +145,7 @@ def test_cells_and_bags() -> None:
         (lambda m, x: m.conv(x).add_(1).clamp_(0), "BCHW"),
         (lambda m, x: m.conv(x) * torch.rand(4, 1, 1, 1), "BCHW"),
         (lambda m, x: m.conv(x) * torch.rand(6), "BCHW"),
+        (lambda m, x: (m.conv(x[:1]) + 1).relu() * torch.rand(1, 6, 1, 1), "BCHW"),
         (lambda m, x: torch.where(x[:, :1] > 0, m.conv(x), torch.zeros(())), "BCHW"),
         (lambda m, x: m.conv(x).permute(0, 2, 3, 1), "BHWC"),
         (lambda m, x: m.conv(x).permute((0, 3, 1, 2)), "BHCW"),
@@ -234,6 +235,11 @@ def test_functions_move_dimensions(function: Callable[..., Any], layout: str) ->
         (lambda m, x: m.fc(x).view(4, 4, 2, 2).transpose(1, 2), "BCTC"),
         (lambda m, x: m.fc(x).view(16, 4).relu().view(4, 4, 4), "BTC"),
         (lambda m, x: m.fc(x).mean(1), "BC"),
+        # Heads and places made by one matrix, as in outlook attention: one part is not of the others' kind.
+        (
+            lambda m, x: (m.fc(x).unflatten(2, (2, 2)).softmax(-1) @ m.fc(x).unflatten(2, (2, 2))).flatten(2),
+            "BTC",
+        ),
         (lambda m, x: m.fc(x)[:, 0], "BC"),
         (lambda m, x: torch.cat([torch.zeros(1, 1, 4).expand(4, -1, -1), m.fc(x)], 1), "BTC"),
         (lambda m, x: m.fc(x) + torch.rand(4, 4), "BTC"),
@@ -330,7 +336,7 @@ def test_layouts_do_not_depend_on_the_size_of_the_image() -> None:
     assert found["features.1.0"] == "BHWC"
     assert found["avgpool"] == "BCHW"
     others = set(found) - set(with_evidence(found))
-    assert len(others) == 38  # parts of the tables of position biases, and masks
+    assert len(others) == 36  # parts of the tables of position biases, and masks
     assert all(".attn." in name for name in others)
 
 
