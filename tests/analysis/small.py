@@ -69,3 +69,25 @@ class TwoLabels(Dataset[Any]):
 def data_with_two_labels() -> DataSplits:
     first, second, third = (TwoLabels(part) for part in data())
     return DataSplits(first, second, third, 3)
+
+
+class _Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.relu(self.conv(x) + x)
+
+
+def residual_net(num_classes: int) -> nn.Module:
+    """With a ResNet's names."""
+    stages = {f"layer{i}": nn.Sequential(_Block(), _Block()) for i in (1, 2)}
+    parts = OrderedDict(
+        conv1=nn.Conv2d(1, 4, 3, stride=2),
+        **stages,
+        avgpool=nn.AdaptiveAvgPool2d(1),
+        flatten=nn.Flatten(),
+        fc=nn.Linear(4, num_classes),
+    )
+    return nn.Sequential(parts)
