@@ -115,6 +115,10 @@ def test_a_command_line(line: str, place: Path, capsys: pytest.CaptureFixture[st
         assert words is not None
         assert main(runnable(words)) == 0
         assert len(capsys.readouterr().out.splitlines()) > 5
+        if words == ["probe", "--run", "runs/resnet18"]:  # on the layers that it was trained with
+            results = [r for _, r in Run("runs/resnet18").probe_results() if r.split == "optimum"]
+            expected = ["input", "layer1.0.add", "layer1.1.add", "layer2.0.add", "layer2.1.add"]
+            assert [[reading.layer for reading in r.readings] for r in results] == [expected] * 3
     elif program == "torchrun":
         assert words is not None
         _run_by_two(runnable(words))

@@ -16,7 +16,11 @@ from .options import count, folder, option_of, positive, settings_from
 if TYPE_CHECKING:
     from probes import Estimate, ProbeResult
 
+    from ..probe_settings import ProbeSettings
+
 __all__ = ["add"]
+
+_AS_TRAINED = {"layers": "probe", "exclude": "exclude", "reduce": "reduce"}  # unless told otherwise
 
 
 def add(commands: Any) -> None:
@@ -30,7 +34,8 @@ def add(commands: Any) -> None:
         help=text,
         description="Read data through a model once, keep the features of its layers on disk, and fit a "
         "probe to each, with a certificate of how far from its optimum it can be. Without --model: at each "
-        "snapshot of the run. The same command goes on after an interruption.",
+        "snapshot of the run, on the layers that it was trained with. The same command goes on after an "
+        "interruption.",
         epilog="examples:\n  thermoscope probe --model torchvision:resnet50 --checkpoint w.safetensors "
         "--data folder:imagenet --run runs/rn50\n  thermoscope probe --run runs/mnist",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -109,15 +114,14 @@ def add(commands: Any) -> None:
     picture = parser.add_argument_group("the picture of the network")
     option(picture, "palette", "of its colours", choices=("red-green", "colour-blind"))
     picture.add_argument("--diodes", action="store_true", help="draw each probe as a diode")
-    parser.set_defaults(run_command=_probe)
+    parser.set_defaults(run_command=_probe, **dict.fromkeys(_AS_TRAINED))
 
 
 def _probe(options: argparse.Namespace) -> int:
-    from ..probe_settings import ProbeSettings
     from ..probing import probe_model, probe_snapshots
     from ..tables import by_step
 
-    settings = settings_from(options, ProbeSettings)
+    settings = _settings(options)
     if options.model is None:
         results = probe_snapshots(options.run, settings, report=_announce)
         if results:
@@ -134,6 +138,20 @@ def _probe(options: argparse.Namespace) -> int:
         _print_controls(options, {0: result})
         print(f"\nfigures: {options.run / 'figures'}")
     return 0
+
+
+def _settings(options: argparse.Namespace) -> ProbeSettings:
+    """Unless told otherwise, a run is probed on the layers and with the reduction of its training."""
+    from ..probe_settings import ProbeSettings
+    from ..run_records import read_config
+
+    config = read_config(options.run) if options.model is None else {}
+    if options.layers is not None:  # others than in training, of which none is to be left out
+        config.pop("exclude", None)
+    for name, in_training in _AS_TRAINED.items():
+        if getattr(options, name) is None:
+            setattr(options, name, config.get(in_training, getattr(ProbeSettings, name)))
+    return settings_from(options, ProbeSettings)
 
 
 def _announce(estimate: Estimate) -> None:

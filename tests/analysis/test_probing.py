@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,7 +17,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from analysis import AnalysisError, Run, load_data
-from analysis.cli import main
+from analysis.cli import _parser, main
+from analysis.commands.probe import _settings
 from analysis.controls import CONTROLS
 from analysis.probe_settings import ProbeSettings
 from analysis.probing import probe_model, probe_snapshots
@@ -291,6 +293,27 @@ def test_the_command_on_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     shown = capsys.readouterr().out
     assert "input" in shown
     assert "probes_over_training" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "settings"),
+    [
+        ([], (("input", "*"), ("flat",), "subset:5")),
+        (["--exclude", "*"], (("input", "*"), ("*",), "subset:5")),
+        (["--layers", "flat"], (("flat",), (), "subset:5")),
+        (["--reduce", "avg"], (("input", "*"), ("flat",), "avg")),
+        (["--layers", "auto", "--reduce", "auto"], (("auto",), (), "auto")),
+        (["--model", "tests.analysis.small:model", "--data", DATA], (("auto",), (), "auto")),
+    ],
+)
+def test_the_command_probes_what_the_training_did_unless_told_otherwise(
+    words: list[str], settings: tuple[object, ...], tmp_path: Path
+) -> None:
+    """It probed the automatic layers, others than those of the curves beside it."""
+    config = {"probe": ["input", "*"], "exclude": ["flat"], "reduce": "subset:5"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    chosen = _settings(_parser().parse_args(["probe", "--run", str(tmp_path), *words]))
+    assert (chosen.layers, chosen.exclude, chosen.reduce) == settings
 
 
 @pytest.mark.parametrize(
