@@ -126,14 +126,14 @@ def _sentence(error: Exception) -> str:
 
 
 def _place(error: Exception) -> str:
-    """The last line that is the user's own, or else of Thermoscope's, on the way to an error."""
+    """The last line of the user's own on the way to an error, or else the one that raised it."""
     house = Path(__file__).parents[1]
     packages = [house / name for name in ("analysis", "hessian", "probes")]
     frames = traceback.extract_tb(error.__traceback__)
     ours = [f for f in frames if any(Path(f.filename).is_relative_to(package) for package in packages)]
     theirs = [f for f in frames if f not in ours and not _is_installed(f.filename)]
-    frame = (theirs or ours or frames)[-1]
-    owner = "in" if theirs else "unforeseen by thermoscope, in"
+    frame = (theirs or frames)[-1]
+    owner = "unforeseen by thermoscope, in" if frame in ours else "in"
     return f"{owner} {frame.filename}, line {frame.lineno}, {frame.name}"
 
 

@@ -41,7 +41,7 @@ QUICKER = {
     "layers": (),
     "train": ("--fit-epochs", "1", "--batch-size", "60"),
     "probe": ("--l2", "0.1"),
-    "hessian": ("--line-searches", "1"),
+    "hessian": ("--line-searches", "1", "--steps", "2", "--tol", "0.01", "--parameters", "fc*"),
 }
 LAUNCHER = ["torchrun", "--nproc-per-node", "2", "--", "-m", "analysis.cli"]
 
@@ -117,7 +117,7 @@ def test_a_command_line(line: str, place: Path, capsys: pytest.CaptureFixture[st
         assert len(capsys.readouterr().out.splitlines()) > 5
         if words == ["probe", "--run", "runs/resnet18"]:  # on the layers that it was trained with
             results = [r for _, r in Run("runs/resnet18").probe_results() if r.split == "optimum"]
-            expected = ["input", "layer1.0.add", "layer1.1.add", "layer2.0.add", "layer2.1.add"]
+            expected = ["input", "layer1.0.add", "layer2.0.add"]
             assert [[reading.layer for reading in r.readings] for r in results] == [expected] * 3
     elif program == "torchrun":
         assert words is not None
@@ -140,7 +140,6 @@ def _run_by_two(words: list[str]) -> None:
         shutil.copytree(
             alone, words[where], ignore=shutil.ignore_patterns("spectra", "results.jsonl", "features")
         )
-        words += ["--steps", "2"]
     command = [sys.executable, "-m", "torch.distributed.run", *LAUNCHER[1:], *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -156,7 +155,7 @@ def _run_by_two(words: list[str]) -> None:
             [r for r in found if r["kind"] == "Spectrum" and r["step"] == 2] for found in records.values()
         )
         for a, b in zip(one[0]["largest"], two[0]["largest"], strict=False):
-            assert a["value"] == pytest.approx(b["value"], rel=1e-3)
+            assert a["value"] == pytest.approx(b["value"], rel=0.02)
 
 
 def test_the_demo(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,16 +168,16 @@ def test_the_demo(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
     small = TrainSettings(
         STAND_INS["--model"], STAND_INS["--data"], epochs=1, fit_epochs=1, batch_size=60, snapshots="log:1"
     )
-    spectra = HessianSettings(largest=1, smallest=1, line_searches=1, steps=(2,))
+    spectra = HessianSettings(largest=1, smallest=1, line_searches=0, steps=(2,), parameters=("fc*",))
     monkeypatch.setattr(analysis.demo, "demo", lambda path: train(small, path, progress=False))
     monkeypatch.setattr(
         analysis.demo, "demo_hessian", lambda path: measure_hessian(path, spectra, progress=False)
     )
-    for run in ("runs/demo", "runs/demo-2"):
-        assert main(["demo"]) == 0
-        printed = capsys.readouterr().out
-        assert f"figure: {run}/figures/" in printed
-        assert "Extreme eigenvalues of the Hessian" in printed
+    Path("runs/demo").mkdir(parents=True)  # of an earlier one
+    assert main(["demo"]) == 0
+    printed = capsys.readouterr().out
+    assert "figure: runs/demo-2/figures/" in printed
+    assert "Extreme eigenvalues of the Hessian" in printed
 
 
 def test_programs_named_in_the_text_are_there() -> None:
@@ -206,7 +205,7 @@ def test_the_blocks_of_python(place: Path) -> None:
     for number, block in enumerate(python_blocks(README), start=1):
         exec(compile(textwrap.dedent(block), f"README.md, block {number}", "exec"), session)
     layers = [reading.layer for reading in session["result"].readings]
-    assert {"layer1.0", "layer1.0.add", "layer2.1"} <= set(layers)
+    assert {"layer1.0", "layer1.0.add", "layer2.0"} <= set(layers)
     assert all(reading.gap is not None for reading in session["fitted"].test.readings)
     assert (len(session["spectrum"].largest), len(session["spectrum"].smallest)) == (20, 3)
     assert [record["kind"] for record in Run("runs/mine").records()] == [

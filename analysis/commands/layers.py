@@ -33,15 +33,16 @@ def _layers(options: argparse.Namespace) -> int:
 
     from ..sources import load_model
 
-    shape = [int(n) for n in options.input.split("x") if n.isdigit()]
+    shape = [int(n) for n in options.input.split("x") if n.isascii() and n.isdigit()]
     if len(shape) != options.input.count("x") + 1:
         raise AnalysisError(f"--input {options.input!r} is no shape; write it as 3x224x224.")
     model = load_model(options.model, num_classes=10).eval()
     x = torch.zeros(2, *shape)
     try:
         points = hook_points(model, lambda m: m(x))
-    except RuntimeError as error:
-        raise AnalysisError(f"the model cannot take inputs of shape {options.input}: {error}") from error
+    except (RuntimeError, AssertionError, LookupError, TypeError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise AnalysisError(f"the model cannot take inputs of shape {options.input}: {reason}") from error
     width = max(len(point.name) for point, _ in points)
     for point, features in points:
         print(f"{point.name:<{width}}  {point.type:<24} {point.layout:<7} {'x'.join(map(str, features))}")

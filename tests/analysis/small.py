@@ -82,7 +82,7 @@ class _Block(nn.Module):
 
 def residual_net(num_classes: int) -> nn.Module:
     """With a ResNet's names."""
-    stages = {f"layer{i}": nn.Sequential(_Block(), _Block()) for i in (1, 2)}
+    stages = {f"layer{i}": nn.Sequential(_Block()) for i in (1, 2)}
     parts = OrderedDict(
         conv1=nn.Conv2d(1, 4, 3, stride=2),
         **stages,

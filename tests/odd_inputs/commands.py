@@ -341,4 +341,32 @@ def images() -> list[Case]:
     ]
 
 
-CASES = [*numbers(), *schedules(), *words(), *user_code(), *own_modules(), *images()]
+def shapes() -> list[Case]:
+    """`thermoscope layers` for inputs that are none, or that the model cannot take."""
+
+    def listed(shape: str, model: str = SMALL[1]) -> Callable[[], Any]:
+        return typed("layers", "--model", model, "--input", shape)
+
+    none, cannot = "is no shape; write it as 3x224x224", "the model cannot take inputs of shape"
+    wrong = {
+        "": none,
+        "1x6x": none,
+        "²x6x6": none,
+        "1x-6x6": none,
+        "1.5x6x6": none,
+        "6,6": none,
+        "3x6x6": f"{cannot} 3x6x6: Given groups=1",
+        "1x2x2": f"{cannot} 1x2x2: Calculated padded input size",
+        "36": f"{cannot} 36",
+    }
+    return [
+        *(Case(f"layers for inputs of {shape!r}", listed(shape), text) for shape, text in wrong.items()),
+        Case(
+            "layers of a ViT at another size",
+            listed("3x32x32", "torchvision:vit_b_16"),
+            f"{cannot} 3x32x32: Wrong image height",
+        ),
+    ]
+
+
+CASES = [*numbers(), *schedules(), *words(), *user_code(), *own_modules(), *images(), *shapes()]
