@@ -41,7 +41,7 @@ QUICKER = {
     "layers": (),
     "train": ("--fit-epochs", "1", "--batch-size", "60"),
     "probe": ("--l2", "0.1"),
-    "hessian": ("--line-searches", "1", "--steps", "2", "--tol", "0.01", "--parameters", "fc*"),
+    "hessian": ("--line-searches", "1", "--steps", "2", "--tol", "0.01", "--parameters", "layer1.*"),
 }
 LAUNCHER = ["torchrun", "--nproc-per-node", "2", "--", "-m", "analysis.cli"]
 
