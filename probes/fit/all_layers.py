@@ -51,8 +51,8 @@ def fit_probes(
     with the least validation loss is kept, and a layer's path ends early when two in a row have not lowered
     it. Test rows choose nothing. A fit is done when `gap <= tol * F`, where `gap` is an upper bound on
     F - min F that follows from convexity (see `certificate.py`); where rounding or `max_iter` prevents that,
-    the gap that was reached is reported. Strengths that are not kept are fitted to a gap of a tenth of the
-    standard error of their validation loss only: what a choice among them cannot tell apart anyway.
+    the gap that was reached is reported. Strengths whose validation loss is more than a standard error above
+    the least are fitted to a gap of a tenth of that error only; the others all to `tol`, before one is kept.
 
     Args:
         train: features and labels to fit: a `FeatureStore`, or `ArrayFeatures`.

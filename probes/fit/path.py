@@ -45,17 +45,21 @@ class Fit:
         return self.valid.loss[0] if self.valid else 0.0
 
     @property
+    def valid_se(self) -> float:
+        """The validation loss's standard error."""
+        return self.valid.loss[1] if self.valid else 0.0
+
+    @property
     def slack(self) -> float:
         """The gap up to which it tells enough to choose by."""
-        return _SHARE * self.valid.loss[1] if self.valid else 0.0
+        return _SHARE * self.valid_se
 
 
 class Path:
     """Fits at several strengths, each from the one before.
 
-    To choose by, a fit need not be finished: it ends at a gap of a tenth of the standard error of its
-    validation loss. So strengths may be mistaken for one another whose losses differ by less than the
-    validation rows can tell.
+    To tell which can be the best, a fit need not be finished: it ends at a gap of a tenth of the standard
+    error of its validation loss. Those that can are finished then.
 
     Args:
         problem: to minimise.
@@ -99,14 +103,18 @@ class Path:
     def finish(self) -> Fit:
         """The fit of least validation loss, brought to the tolerance.
 
-        If that raises its loss above another's, the other is finished as well, and so on: the fit that is
-        returned has the least loss of all as they stand.
+        So are all that are within a standard error of it, so that the choice does not hang on how loosely, or
+        from where, they were fitted.
         """
-        while not (best := _best(self.fits)).is_finished:
-            before = best.solution
-            finished = self._fit(best.l2, before.theta, 0.0, before.iterations)
-            self.fits[self.fits.index(best)] = finished
-        return best
+        while True:
+            best = _best(self.fits)
+            reach = best.valid_loss + best.valid_se
+            waiting = [fit for fit in self.fits if not fit.is_finished and fit.valid_loss <= reach]
+            if not waiting:
+                return best
+            fit = _best(waiting)
+            finished = self._fit(fit.l2, fit.solution.theta, 0.0, fit.solution.iterations)
+            self.fits[self.fits.index(fit)] = finished
 
     def _fit(self, l2: float, start: torch.Tensor, slack: float, steps: int = 0) -> Fit:
         """To the tolerance or up to a slack, where `steps` led to the start."""

@@ -53,7 +53,7 @@ def test_the_choice_is_as_good_as_on_a_path_that_is_finished_everywhere(monkeypa
             finished.setattr(path_module, "_FIRST", 0.0)
             whole = fit_probes(*splits(seed=seed), progress=False)
         assert all(point.converged for point in whole.path)
-        assert loose.loss <= whole.valid["x"].loss + 0.25 * whole.valid["x"].loss_se
+        assert loose.loss <= whole.valid["x"].loss + 1e-4
 
 
 def test_it_takes_two_thirds_of_the_passes_at_most(monkeypatch):
@@ -97,9 +97,10 @@ class Scripted(Path):
         ({3.0: (1.0, 1.0), 2.0: (0.5, 0.5), 1.0: (0.6, 0.6), 0.5: (0.7, 0.7), 0.1: (0.1, 0.1)}, 4, [2.0]),
         ({3.0: (1.0, 1.0), 2.0: (0.9, 0.9), 1.0: (0.8, 0.8), 0.5: (0.7, 0.7), 0.1: (0.6, 0.6)}, 5, [0.1]),
         ({3.0: (1.0, 1.0), 2.0: (0.5, 0.7), 1.0: (0.6, 0.6), 0.5: (0.7, 0.7)}, 4, [2.0, 1.0]),
-        ({3.0: (1.0, 1.0), 2.0: (0.5, 0.7), 1.0: (0.6, 0.8), 0.5: (0.75, 0.7)}, 4, [2.0, 1.0]),
+        ({3.0: (1.0, 1.0), 2.0: (0.5, 0.7), 1.0: (0.6, 0.8), 0.5: (0.76, 0.7)}, 4, [2.0, 1.0]),
         ({3.0: (0.5, 0.5), 2.0: (0.6, 0.6), 1.0: (0.6, 0.6), 0.5: (0.1, 0.1)}, 3, [3.0]),
-        ({3.0: (0.5, 0.5), 2.0: (0.5, 0.5), 1.0: (0.5, 0.5), 0.5: (0.1, 0.1)}, 3, [3.0]),
+        ({3.0: (0.5, 0.5), 2.0: (0.5, 0.5), 1.0: (0.5, 0.5), 0.5: (0.1, 0.1)}, 3, [3.0, 2.0, 1.0]),
+        ({3.0: (0.5, 0.5), 2.0: (0.54, 0.49), 1.0: (0.56, 0.1)}, 3, [3.0, 2.0]),
     ],
 )
 def test_which_are_tried_and_which_are_finished(losses, tried, finished):
