@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from analysis import AnalysisError, Run
-from analysis.files import HOST, append_line, keep_lines
+from analysis.files import HOST, append_line, keep_lines, locked
 from analysis.run_lock import exclusive
 from analysis.training import train
 
@@ -120,6 +120,22 @@ def test_a_thread_that_waited_for_a_deleted_file_does_not_share_the_lock(tmp_pat
     assert most[0] == 1
 
 
+def test_a_lock_on_a_deleted_file_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that had it before deletes the file between our opening and our locking it."""
+    file, waited = tmp_path / ".train.lock", []
+
+    def after_the_other(descriptor: int, *, wait: bool) -> bool:
+        if not waited:
+            file.unlink()
+        waited.append(descriptor)
+        return locked(descriptor, wait=wait)
+
+    monkeypatch.setattr("analysis.run_lock.locked", after_the_other)
+    with exclusive(tmp_path, "train"):
+        assert len(waited) == 2
+        assert json.loads(file.read_text())["process"] == os.getpid()
+
+
 @pytest.fixture
 def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(descriptor: int, operation: int) -> None:
@@ -133,7 +149,11 @@ def test_without_locks_the_note_decides(tmp_path: Path) -> None:
     file = tmp_path / ".train.lock"
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    for host, process, free in ((HOST, dead.pid, True), (HOST, os.getppid(), False), ("elsewhere", 7, False)):
+    for host, process, free in (
+        (HOST, dead.pid, True),
+        (HOST, os.getppid(), False),
+        ("elsewhere", dead.pid, False),
+    ):
         file.write_text(json.dumps({"host": host, "process": process, "since": "today"}))
         if free:
             with exclusive(tmp_path, "train"):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from torch import nn
 
 from analysis import AnalysisError, Run, frame, history
@@ -66,6 +67,13 @@ def test_resuming_forgets_what_will_be_computed_again(tmp_path: Path) -> None:
             run.log(RESULT, step)
     with Run(tmp_path, resume_at=5) as run:
         assert [step for step, _ in run.probe_results()] == [0, 5]
+
+
+def test_tensorboard_is_told_to_forget_them_too(tmp_path: Path) -> None:
+    Run(tmp_path, resume_at=5)
+    (file,) = tmp_path.glob("events.out.tfevents.*")
+    starts = [event.step for event in EventFileLoader(str(file)).Load() if event.HasField("session_log")]
+    assert starts == [6]
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,10 @@ def test_steps(text: str, steps: set[int]) -> None:
     assert Schedule(text).steps(total=10, per_epoch=3) == steps
 
 
+def test_steps_are_the_nearest_ones() -> None:
+    assert Schedule("log:3").steps(total=8, per_epoch=1) == {1, 3, 8}  # the root of 8 is 2.83
+
+
 @given(st.integers(1, 10_000), st.integers(1, 50))
 def test_log_schedules_stay_in_the_run_and_hold_its_end(total: int, count: int) -> None:
     steps = Schedule(f"log:{count}").steps(total, per_epoch=1)

@@ -19,7 +19,7 @@ from analysis import AnalysisError, Run
 from analysis.run_records import read_config
 from analysis.snapshots import training_config, training_data
 from analysis.streams import SeededBatches, random_state, restore_random_state, seed_streams
-from analysis.training import train
+from analysis.training import _batches, train
 
 from .odd import Augmented
 from .small import SETTINGS, data
@@ -31,7 +31,7 @@ AUGMENTED = replace(
     epochs=2,
     fit_epochs=1,
     evaluate="every:11",
-    snapshots="none",
+    snapshots="every:13",
 )
 
 
@@ -107,6 +107,15 @@ def test_a_batch_is_the_same_whoever_asks_for_it_and_when() -> None:
     assert len(batches) == 120
 
 
+def test_every_epoch_has_an_order_of_its_own() -> None:
+    orders = [_batches(range(50), AUGMENTED, epoch) for epoch in (0, 1, -1)]
+    flat = [[i for batch in order for i in batch] for order in orders]
+    assert all(sorted(order) == list(range(50)) for order in flat)
+    assert len({tuple(order) for order in flat}) == 3
+    assert orders[0] == _batches(range(50), AUGMENTED, 0)
+    assert orders[0] != _batches(range(50), replace(AUGMENTED, seed=1), 0)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loaders_with_and_without_workers_give_the_same_batches(workers: int) -> None:
     batches = SeededBatches(Augmented(data()[0]), 0, 0)
@@ -157,7 +166,9 @@ def test_a_run_killed_within_an_epoch_of_augmented_data_ends_in_the_same_bits(
         patch.setattr(Run, "log", killed_at_16)
         with pytest.raises(_Killed):
             train(AUGMENTED, tmp_path / "run", progress=False)
-    assert torch.load(tmp_path / "run" / "resume.pt", weights_only=True)["step"] == 11  # of 8 an epoch
+    assert (
+        torch.load(tmp_path / "run" / "resume.pt", weights_only=True)["step"] == 13
+    )  # of 8 an epoch; two after an evaluation
     seed_streams(7)
     train(AUGMENTED, tmp_path / "run", resume=True, progress=False)
     assert_same(tmp_path / "run", undisturbed)
@@ -215,7 +226,7 @@ def test_a_command_killed_before_its_first_step_can_be_given_again_with_other_se
     assert start.read_bytes() == expected.read_bytes()
 
 
-@pytest.mark.parametrize("left", ["results.jsonl", "resume.pt", "snapshots/step_00000016.safetensors"])
+@pytest.mark.parametrize("left", ["results.jsonl", "resume.pt", "snapshots/step_00000001.safetensors"])
 def test_what_took_a_step_is_never_begun_anew(left: str, undisturbed: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     (path / "snapshots").mkdir(parents=True)
