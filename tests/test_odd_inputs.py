@@ -15,11 +15,17 @@ from probes import ProbeError
 from . import odd_inputs
 from .odd_inputs import Case, Refused
 
-CASES = {
-    f"{module.name}: {case.name}": case
+LISTED = [
+    (f"{module.name}: {case.name}", case)
     for module in pkgutil.iter_modules(odd_inputs.__path__)
     for case in importlib.import_module(f"{odd_inputs.__name__}.{module.name}").CASES
-}
+]
+CASES = dict(LISTED)
+
+
+def test_every_case_has_a_name_of_its_own() -> None:
+    assert sorted(name for name, _ in LISTED) == sorted(CASES)
+    assert len(CASES) >= 400
 
 
 @pytest.mark.parametrize("name", CASES)

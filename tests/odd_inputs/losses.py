@@ -329,6 +329,14 @@ def mirrored(batches: list[Any]) -> None:
     batches[0][0][2] = batches[0][0][2].flip(0)
 
 
+def first_alone(batches: list[Any]) -> None:
+    return batches[:1]
+
+
+def first_again(batches: list[Any]) -> None:
+    return batches + batches[:1]
+
+
 def labels_swapped(batches: list[Any]) -> None:
     y = batches[0][1]
     i = int((y != y[0]).nonzero()[0])
@@ -571,8 +579,8 @@ CASES = [
             mirrored,
             labels_swapped,
             entries_swapped,
-            lambda b: b[:1],
-            lambda b: b + b[:1],
+            first_alone,
+            first_again,
         )
         for at in (2, 3, 4)
     ),
@@ -666,14 +674,14 @@ CASES = [
         )
     ),
     *(
-        Case(f"option: {options}", partial(loss_of, **options), sentence)
+        Case(f"option {', '.join(options)}: {sentence}", partial(loss_of, **options), sentence)
         for options, sentence in (
             ({"parameters": "fc*"}, "no parameter matches 'fc*'"),
             ({"parameters": ["0.*", "9.*"]}, "no parameter matches '9.*'"),
             ({"parameters": []}, "an empty list"),
             ({"parameters": ""}, "no parameter matches ''"),
-            ({"parameters": 3}, "parameters"),
-            ({"parameters": [0]}, "parameters"),
+            ({"parameters": 3}, "parameters is 3"),
+            ({"parameters": [0]}, "parameters is [0]"),
             ({"memory_limit": 0}, "memory_limit is 0"),
             ({"memory_limit": -5}, "memory_limit is -5"),
             ({"weight_decay": float("nan")}, "weight_decay is nan"),
