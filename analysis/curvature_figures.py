@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -68,14 +69,8 @@ def best_decreases(searches: Sequence[tuple[int, LineSearch]], *, title: str = "
     known = [(step, s) for step, s in searches if s.determined]
     found = [(step, s) for step, s in known if s.decrease > 0]
     curvature = np.array([s.curvature for _, s in found])
-    _by_time(
-        figure,
-        axes,
-        curvature,
-        np.array([s.decrease for _, s in found]),
-        [step for step, _ in found],
-        [s.bracketed for _, s in found],
-    )
+    norm = _time_bar(figure, axes, [step for step, _ in found])
+    _by_time(axes, curvature, np.array([s.decrease for _, s in found]), found, norm)
     if len(found):
         axes.set_xscale("symlog", linthresh=max(1e-6, float(np.abs(curvature).min())))
     axes.axvline(0, color="black", lw=0.8)
@@ -94,13 +89,12 @@ def best_steps(searches: Sequence[tuple[int, LineSearch]], *, title: str = "") -
     figure, axes = canvas(9.0, columns=2)
     known = [(step, s) for step, s in searches if s.determined]
     found = [(step, s) for step, s in known if s.alpha_best > 0 and s.curvature != 0]
+    norm = _time_bar(figure, axes[1], [step for step, _ in found])
     for one, sign, name in ((axes[0], 1, "positive curvature"), (axes[1], -1, "negative curvature")):
         side = [(step, s) for step, s in found if sign * s.curvature > 0]
         x = np.array([abs(s.curvature) for _, s in side])
         y = np.array([1 / s.alpha_best for _, s in side])
-        _by_time(
-            figure if sign < 0 else None, one, x, y, [t for t, _ in side], [s.bracketed for _, s in side]
-        )
+        _by_time(one, x, y, side, norm)
         ticks: tuple[Any, ...] = ()
         if len(side):
             line = np.array([x.min(), x.max()])
@@ -195,28 +189,35 @@ def _shown(step: int) -> int:
     return step + 1  # a logarithmic axis has no 0
 
 
-def _by_time(
-    figure: Figure | None, axes: Axes, x: Any, y: Any, steps: Sequence[int], bracketed: Sequence[bool]
-) -> None:
+def _time_bar(figure: Figure, axes: Axes, steps: Sequence[int]) -> LogNorm:
+    """The colours of the steps of all of a figure's points, with a bar that tells them."""
+    time = sorted({_shown(step) for step in steps}) or [1]
+    norm = LogNorm(time[0], max(time[-1], time[0] + 1))
+    if steps:
+        bar = figure.colorbar(ScalarMappable(norm, _COLOURS), ax=axes, label="minibatches + 1", pad=0.02)
+        if len(time) <= 8:
+            bar.set_ticks(time, labels=[f"{t:,}" for t in time])
+            bar.minorticks_off()
+    return norm
+
+
+def _by_time(axes: Axes, x: Any, y: Any, searches: Sequence[tuple[int, LineSearch]], norm: LogNorm) -> None:
     """Points coloured by step; crosses where the loss was still falling at the last step size tried."""
-    if not steps:
+    if not searches:
         axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", color=GREY)
         return
-    time = np.array([_shown(step) for step in steps])
-    norm = LogNorm(max(1, int(time.min())), max(2, int(time.max())))
-    inside = np.asarray(bracketed)
-    dots = axes.scatter(x[inside], y[inside], c=time[inside], norm=norm, cmap=_COLOURS, s=22)
-    if not inside.all():
-        axes.scatter(
-            x[~inside],
-            y[~inside],
-            c=time[~inside],
-            norm=norm,
-            cmap=_COLOURS,
-            s=30,
-            marker="x",
-            label="still falling",
-        )
+    time = np.array([_shown(step) for step, _ in searches])
+    inside = np.array([search.bracketed for _, search in searches])
+    for which, marker, size, label in ((inside, "o", 22, None), (~inside, "x", 30, "still falling")):
+        if which.any():
+            axes.scatter(
+                x[which],
+                y[which],
+                c=time[which],
+                norm=norm,
+                cmap=_COLOURS,
+                s=size,
+                marker=marker,
+                label=label,
+            )
     finish_axes(axes)
-    if figure is not None:
-        figure.colorbar(dots, ax=axes, label="minibatches + 1", pad=0.02)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from analysis import AnalysisError, HessianSettings, Run, load_data, load_model, measure_hessian
 from analysis.cli import main
-from analysis.curvature_figures import best_decreases, parameter_shares
+from analysis.curvature_figures import best_decreases, best_steps, parameter_shares
 from analysis.spectra import load_shares, load_spectrum, save_spectrum
 from analysis.tables import curvature
 from analysis.weights import load_weights
@@ -389,6 +389,15 @@ def test_a_table_says_what_is_not_determined() -> None:
     assert label.get_text() == "LA 1 not determined"
     figure = best_decreases([(3, searched(0.1)), (3, searched(0.6))], title="both")
     assert figure.axes[0].get_title() == "both (1 not determined)"
+
+
+def test_one_colour_is_one_step_in_all_of_a_figure() -> None:
+    upward = LineSearch(-1.0, 0.5, 1.0, np.zeros(1), np.ones(1), 0.4, 0.9, True, 8)
+    figure = best_steps([(5, upward), (285, replace(upward, curvature=-upward.curvature))])
+    (positive,), (negative,) = (axes.collections for axes in figure.axes[:2])
+    assert positive.norm is negative.norm
+    assert (positive.norm.vmin, positive.norm.vmax) == (6, 286)
+    assert [label.get_text() for label in figure.axes[2].get_yticklabels()] == ["6", "286"]
 
 
 def test_the_mode_that_is_asked_for_is_taken_and_kept(
