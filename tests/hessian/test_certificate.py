@@ -268,18 +268,18 @@ def test_a_span_covers_what_it_has_seen() -> None:
 
 
 def test_a_small_end_is_known_by_its_own_measure() -> None:
-    """-0.118 with a neighbour 0.002 away, below a spectrum 20 wide: tol alone is 17% of it."""
-    bulk = 0.04 * np.random.default_rng(0).normal(size=1500).clip(-2.5, 9)
+    """-0.118 with neighbours 0.002 away, below a spectrum 20 wide: tol alone is 17% of it."""
+    bulk = np.random.default_rng(0).uniform(-0.115, 4, 1500)
     matrix = np.diag(np.r_[20 * np.arange(1, 21) ** -1.0, -0.118, -0.116, bulk])
-    by_width = extreme_eigenpairs(matrix, 5, 1, rtol=math.inf, check=False)
-    by_both = extreme_eigenpairs(matrix, 5, 1, check=False)
+    by_width = extreme_eigenpairs(matrix, 3, 1, rtol=math.inf, check=False)
+    by_both = extreme_eigenpairs(matrix, 3, 1, check=False)
     assert by_width.smallest[0].residual > 0.1 * 0.118
     assert by_width.converged
     assert by_both.smallest[0].residual <= 0.1 * 0.118
-    assert by_both.smallest[0].value == pytest.approx(-0.118, abs=0.002)
+    assert by_both.smallest[0].value == pytest.approx(-0.118, abs=0.1 * 0.118)
     assert by_both.converged
     assert by_both.products > by_width.products
-    budget = extreme_eigenpairs(matrix, 5, 1, max_products=by_width.products, check=False)
+    budget = extreme_eigenpairs(matrix, 3, 1, max_products=by_width.products, check=False)
     assert not budget.smallest[0].converged
     assert budget.largest[0].converged
 
@@ -294,7 +294,7 @@ def test_an_end_at_zero_is_zero_as_far_as_tol_says() -> None:
 
 def test_the_margin_of_the_search_is_half_of_tol_of_the_width() -> None:
     """Width 14, norm 10: an eigenvalue that the first run cannot see lies 0.06 beyond the wanted one."""
-    values = np.r_[10.06, 10.0, np.linspace(-1, 1, 60), -4.0]
+    values = np.r_[10.06, 10.0, np.linspace(-1, 1, 400), -4.0]
     start = np.ones(len(values))
     start[0] = 0
     for tol, found in ((1e-2, 0), (8e-3, 1), (1e-3, 1)):  # margins 0.07, 0.056, 0.007
