@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from probes import (
     ArrayFeatures,
@@ -28,6 +28,7 @@ from probes import (
 
 from ..probes.fitting import clusters, optimum
 from . import Case
+from .data import Given
 
 NAN, INF = math.nan, math.inf
 X, Y = clusters(60, 4, 3)
@@ -189,19 +190,6 @@ GOOD: dict[str, Callable[[], Any]] = {
 # -- stores ----------------------------------------------------------------------------------------------
 
 
-class Examples(Dataset[Any]):
-    """Whatever is given."""
-
-    def __init__(self, *examples: Any) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, i: int) -> Any:
-        return self.examples[i]
-
-
 DATA = TensorDataset(torch.randn(10, 4, generator=torch.Generator().manual_seed(0)), torch.arange(10) % 3)
 
 
@@ -248,7 +236,7 @@ STORES: dict[str, tuple[Callable[[], Any], str]] = {
     "no data": (lambda: extract(source=DataLoader(TensorDataset(torch.zeros(0, 4)), 4)), "gave no batch"),
     "batches without labels": (lambda: extract(source=[torch.zeros(4, 4)]), "neither (x, y) nor dicts"),
     "text labels": (
-        lambda: extract(source=DataLoader(Examples(*[(torch.zeros(4), "a")] * 4), 2)),
+        lambda: extract(source=DataLoader(Given(*[(torch.zeros(4), "a")] * 4), 2)),
         "the labels are no numbers",
     ),
     "complex labels": (lambda: extract(source=[(torch.zeros(4, 4), torch.ones(4) * 1j)]), "are complex"),
@@ -353,7 +341,7 @@ SAME: dict[str, Callable[[], Any]] = {
     "one row at a time": lambda: passes(source=DataLoader(DATA, 1)),
     "everything at once": lambda: passes(source=DataLoader(DATA, 100)),
     "a list of batches": lambda: passes(source=list(DataLoader(DATA, 4))),
-    "examples from elsewhere": lambda: passes(source=DataLoader(Examples(*DATA), 4)),
+    "examples from elsewhere": lambda: passes(source=DataLoader(Given(*DATA), 4)),
     "in training mode": lambda: passes(model=net().train()),
     "with frozen weights": lambda: passes(model=thawed()),
     "a hook that only looks": lambda: passes(
