@@ -20,10 +20,10 @@ from collections import Counter
 from fnmatch import fnmatch
 from pathlib import Path
 
+from mutmut.stats import status_by_exit_code
 from scipy.stats import binomtest
 
 STATS = Path("mutants/mutmut-stats.json")
-SURVIVED, NO_TESTS = 0, 33
 
 
 def main() -> None:
@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("patterns", nargs="*", default=["*"], help="names of mutants (default: all)")
     parser.add_argument("--sample", type=int, help="how many (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default: 0)")
+    parser.add_argument("--children", default="2", help="processes (default: 2)")
     options = parser.parse_args()
 
     mutmut("run", "none")  # makes the mutants and the statistics, and then finds nothing to run
@@ -47,7 +48,7 @@ def main() -> None:
     reached = json.loads(STATS.read_text())["tests_by_mangled_function_name"]
     tested = [name for name in chosen if reached.get(name.rpartition("__mutmut_")[0])]
     if tested:
-        mutmut("run", "--max-children", "2", *tested)
+        mutmut("run", "--max-children", options.children, *tested)
     report(chosen, set(tested), len(names))
 
 
@@ -65,16 +66,23 @@ def exit_codes() -> dict[str, int | None]:
 
 def report(chosen: list[str], tested: set[str], of: int) -> None:
     codes = exit_codes()
-    alive = [n for n in chosen if n not in tested or codes[n] in (SURVIVED, NO_TESTS)]
+    became = {n: status_by_exit_code[codes[n]] if n in tested else "no tests" for n in chosen}
+    alive = [name for name, status in became.items() if status in ("survived", "no tests")]
+    died = [name for name, status in became.items() if status in ("killed", "timeout")]
     for name in alive:
         subprocess.run([sys.executable, "-m", "mutmut", "show", name], check=False)
-    tried, survived = (Counter(n.partition(".x")[0] for n in names) for names in (chosen, alive))
+    tried, dead = (Counter(n.partition(".x")[0] for n in names) for names in (alive + died, died))
     for file in sorted(tried):
-        print(f"{file:40} {tried[file] - survived[file]:5} of {tried[file]:5} died")
-    died = len(chosen) - len(alive)
-    low, high = binomtest(died, len(chosen)).proportion_ci(method="wilson")
-    print(f"{died} of {len(chosen)} tried ({of} there are) died: {died / len(chosen):.1%}")
-    if len(chosen) < of:
+        print(f"{file:40} {dead[file]:5} of {tried[file]:5} died")
+    for status, count in sorted(Counter(became.values()).items()):
+        print(f"{count:5} {status}")
+    if not tried:
+        sys.exit("none was tried.")
+    low, high = binomtest(len(died), len(alive + died)).proportion_ci(method="wilson")
+    print(
+        f"{len(died)} of {len(alive + died)} tried ({of} there are) died: {len(died) / len(alive + died):.1%}"
+    )
+    if len(alive + died) < of:
         print(f"95 % interval over all: {low:.1%} to {high:.1%}")
 
 
