@@ -10,7 +10,9 @@ float32 cannot even store an orthogonal vector to better than 6e-8.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,14 +21,22 @@ import torch
 __all__ = ["Matrix", "combine", "combine_in_place", "gram", "inner", "squared_norms", "subtract"]
 
 Matrix = npt.NDArray[np.float64]
+Part = TypeVar("Part")
+
+_SPAN = 1 << 17  # columns that one thread takes at a time
+_SMALL = 1 << 22  # entries below which starting threads takes as long as it saves
 
 
 def inner(rows: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
     """Inner products of the rows (m, n) with a vector (n,): float64, shape (m,), on its device."""
-    total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-    for part in _chunks(rows):
-        total += rows[:, part] @ vector[part]
-    return total
+
+    def over(columns: slice) -> torch.Tensor:
+        total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        for part in _chunks(rows, columns):
+            total += rows[:, part] @ vector[part]
+        return total
+
+    return torch.stack(_on_threads(over, rows)).sum(0)
 
 
 def subtract(
@@ -37,15 +47,20 @@ def subtract(
     Returns:
         What is left: its inner products with the rows, float64 (m,), and its squared norm.
     """
-    total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-    square = torch.zeros((), dtype=torch.float64, device=rows.device)
     coefficients = coefficients.to(rows.dtype)
-    for part in _chunks(rows):
-        chunk, rest = rows[:, part], vector[part]
-        rest.addmv_(chunk.T, coefficients, alpha=-1)
-        total += chunk @ rest
-        square += rest @ rest
-    return total, square
+
+    def over(columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        square = torch.zeros((), dtype=torch.float64, device=rows.device)
+        for part in _chunks(rows, columns):
+            chunk, rest = rows[:, part], vector[part]
+            rest.addmv_(chunk.T, coefficients, alpha=-1)
+            total += chunk @ rest
+            square += rest @ rest
+        return total, square
+
+    totals, squares = zip(*_on_threads(over, rows), strict=True)
+    return torch.stack(totals).sum(0), torch.stack(squares).sum()
 
 
 def combine(rows: torch.Tensor, coefficients: Matrix) -> torch.Tensor:
@@ -81,8 +96,28 @@ def squared_norms(rows: torch.Tensor, others: torch.Tensor, factors: Matrix) -> 
     return np.asarray(total.cpu().numpy())
 
 
-def _chunks(rows: torch.Tensor) -> Iterator[slice]:
+def _on_threads(over: Callable[[slice], Part], rows: torch.Tensor) -> list[Part]:
+    """`over` for spans of columns, whose bounds do not depend on the number of threads: nor do the digits.
+
+    The BLAS multiplies a matrix by a vector on one thread, which has half of the memory's bandwidth at most.
+    """
+    size = rows.shape[1]
+    spans = [slice(begin, min(begin + _SPAN, size)) for begin in range(0, max(size, 1), _SPAN)]
+    if rows.device.type != "cpu" or rows.numel() < _SMALL or torch.get_num_threads() == 1:
+        return [over(span) for span in spans]
+    inference = torch.is_inference_mode_enabled()  # of this thread; new ones know nothing of it
+
+    def as_here(span: slice) -> Part:
+        with torch.inference_mode(inference):
+            return over(span)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(as_here, spans))
+
+
+def _chunks(rows: torch.Tensor, columns: slice | None = None) -> Iterator[slice]:
     # 8192 columns of 60 float32 rows are 2 MB, about a core's cache; an accelerator wants more at once.
-    width = 8192 if rows.device.type == "cpu" else 1 << 18
-    for begin in range(0, rows.shape[1], width):
-        yield slice(begin, begin + width)
+    width = 8192 if rows.device.type == "cpu" else _SPAN
+    columns = slice(0, rows.shape[1]) if columns is None else columns
+    for begin in range(columns.start, columns.stop, width):
+        yield slice(begin, min(begin + width, columns.stop))

@@ -132,6 +132,31 @@ def test_arithmetic_over_chunks_is_accurate_in_float32() -> None:
     assert float(square) == pytest.approx(float(rest @ rest), rel=1e-5)
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_long_rows_are_shared_among_threads_and_keep_their_digits(inference: bool) -> None:
+    with torch.inference_mode(inference):
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(16, 400_001, generator=generator)
+        vector = torch.randn(400_001, generator=generator)
+        coefficients = torch.arange(16, dtype=torch.float64) / 16
+        before, found = torch.get_num_threads(), []
+        try:
+            for threads in (1, 3):
+                torch.set_num_threads(threads)
+                rest = vector.clone()
+                found.append([inner(rows, vector), *subtract(rest, rows, coefficients), rest])
+        finally:
+            torch.set_num_threads(before)
+        for one, three in zip(*found, strict=True):
+            assert torch.equal(one, three)
+        exact, scale = rows.double(), float(rows[0].norm() * vector.norm())
+        np.testing.assert_allclose(found[1][0], exact @ vector.double(), atol=1e-7 * scale)
+        np.testing.assert_allclose(found[1][3], vector.double() - coefficients @ exact, atol=1e-5)
+        np.testing.assert_allclose(
+            found[1][1], exact @ (vector.double() - coefficients @ exact), atol=1e-6 * scale
+        )
+
+
 def test_a_start_in_the_span_of_the_locked_rows_is_replaced() -> None:
     matrix = _symmetric(12)
     locked = torch.eye(12, dtype=torch.float64)[:2]
