@@ -12,6 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from .batch import leaves, mapped
 
+aten = torch.ops.aten
+
 __all__ = ["Linearized", "Linearizer", "Product", "Tensors"]
 
 Tensors = Mapping[str, torch.Tensor]
@@ -63,6 +65,7 @@ class Linearizer:
         trace = make_fx(
             functionalize(flat, remove="mutations"), tracing_mode="fake", _allow_non_fake_inputs=True
         )(*tensors)
+        _drop_zeros(trace.graph)
         trace.graph.eliminate_dead_code()
         return _cut(trace, vectors=len(names))
 
@@ -82,6 +85,28 @@ class Linearized:
         with torch.no_grad():
             product = self._after(*vector.values(), *self._kept)
         return dict(zip(self._names, product, strict=True))
+
+
+def _drop_zeros(graph: Graph) -> None:
+    """Sums with fresh zeros, as torch's forward derivatives leave them behind, become their other term."""
+    output = list(graph.nodes)[-1]
+    for node in graph.nodes:
+        if node.target is not aten.add.Tensor or len(node.args) != 2 or node.kwargs or output in node.users:
+            continue
+        for zeros, other in (node.args, node.args[::-1]):
+            if getattr(zeros, "target", None) is aten.zeros_like.default and _alike(node, other):
+                node.replace_all_uses_with(other)
+                break
+
+
+def _alike(node: Node, other: Any) -> bool:
+    """Whether two tensors of a trace have one shape and dtype."""
+    one, two = node.meta.get("val"), getattr(other, "meta", {}).get("val")
+    return (
+        isinstance(one, torch.Tensor)
+        and isinstance(two, torch.Tensor)
+        and (one.shape, one.dtype) == (two.shape, two.dtype)
+    )
 
 
 def _cut(trace: GraphModule, vectors: int) -> tuple[GraphModule, GraphModule]:

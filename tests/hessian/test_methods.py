@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hessian import HessianError, Loss
@@ -39,6 +40,30 @@ def test_the_order_of_preference_is_that_of_operations(case: Case) -> None:
     linearized, retained, reverse, forward = costs
     assert linearized <= retained < reverse <= 1.05 * forward
     assert loss.hessian().choice.mode == "linearized"
+
+
+def test_no_zeros_are_made_and_added() -> None:
+    made = []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, function: Any, types: Any, arguments: tuple[Any, ...] = (), keywords: Any = None
+        ) -> Any:
+            made.append(function is torch.ops.aten.zeros_like.default)
+            return function(*arguments, **(keywords or {}))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+    data = [(torch.randn(9, 5, dtype=torch.float64), torch.arange(9) % 3)]
+    loss = Loss(model, F.cross_entropy, data)
+    operators = [loss.hessian("linearized"), loss.hessian("reverse_reverse")]
+    vector = torch.randn(1, loss.size, dtype=torch.float64)
+    one, other = (operator.multiply(vector) for operator in operators)
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    with Seen():
+        operators[0].multiply(vector)
+    assert made
+    assert not any(made)
 
 
 def test_the_same_mode_whatever_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> None:
