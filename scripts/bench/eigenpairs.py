@@ -8,7 +8,8 @@ step the pairs are asked for with residuals up to 1e-3 and up to 1e-2 of the spe
 
 - eigsh: two calls of scipy's `eigsh` ("LA" and "SA") over curvlinops' operator, with the loosest tolerances
   that reach these residuals (the smallest wanted eigenvalue says which; halved until they are reached, and
-  only the last call counts);
+  only the last call counts). Where that misses pairs, "eigsh, all" has tolerances halved until it misses
+  none, which only somebody who knows the answer could choose: what the peer takes for the same answer;
 - PyHessian: its power iteration, which knows one end of |lambda| only, for its first 5 pairs;
 - ours: `extreme_eigenpairs` from a random start, all counted: the check of the loss, the choice of mode, the
   linearisation, the residuals and the search for missed pairs. Its pairs are known by their own size too
@@ -86,7 +87,7 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
         for row in rows:
             peer = next(one for one in rows if one.name == "eigsh" and one.tol == row.tol)
             print(
-                f"  tol {row.tol:.0e}  {row.name:<10} {row.products:4d} products {row.seconds:8.2f} s   "
+                f"  tol {row.tol:.0e}  {row.name:<11} {row.products:4d} products {row.seconds:8.2f} s   "
                 f"x {peer.seconds / row.seconds:5.2f} faster   residual {row.residual:.1e} of the width   "
                 f"{row.missed} of {row.pairs} pairs missed"
             )
@@ -129,7 +130,7 @@ def at_snapshot(model: nn.Module, data: Any) -> tuple[list[Row], float]:
     exact = extreme_eigenpairs(operator, LARGEST, SMALLEST, tol=1e-7)
     rows = []
     for tol in TOLS:
-        rows += [by_eigsh(model, data, exact, operator, tol), by_us(model, data, exact, tol)]
+        rows += [*by_eigsh(model, data, exact, operator, tol), by_us(model, data, exact, tol)]
     rows.append(by_pyhessian(model, data, exact, operator, TOLS[0]))
     return rows, exact.width
 
@@ -167,31 +168,47 @@ class Counted(LinearOperator):
         return self.operator @ x.reshape(-1).astype(np.float32)
 
 
-def by_eigsh(model: nn.Module, data: Any, exact: Spectrum, check: Any, wanted: float) -> Row:
+def by_eigsh(model: nn.Module, data: Any, exact: Spectrum, check: Any, wanted: float) -> list[Row]:
+    """With the residuals asked for, and, if pairs are missed then, also without missing any."""
+    rows = []
+    tols = {
+        which: wanted * exact.width / max(abs(pairs[-1].value), 1e-9)
+        for which, pairs in (("LA", exact.largest), ("SA", exact.smallest))
+    }
+    for name, complete in (("eigsh", False), ("eigsh, all", True)):
+        products, seconds, worst, missed = 0, 0.0, 0.0, 0
+        for which, pairs in (("LA", exact.largest), ("SA", exact.smallest)):
+            truth = np.sort([pair.value for pair in pairs])
+            while True:
+                count, took, values, vectors = one_eigsh(model, data, which, len(pairs), tols[which])
+                residual = residual_of(check, values, vectors) / exact.width
+                here = missing(np.sort(values), truth, wanted * exact.width)
+                if residual <= wanted and not (complete and here):
+                    break
+                tols[which] /= 2
+            products, seconds, missed = products + count, seconds + took, missed + here
+            worst = max(worst, residual)
+        rows.append(Row(name, wanted, products, seconds, worst, missed, len(exact.pairs)))
+        if not missed:
+            break
+    return rows
+
+
+def one_eigsh(
+    model: nn.Module, data: Any, which: str, pairs: int, tol: float
+) -> tuple[int, float, np.ndarray, np.ndarray]:
+    """Products, seconds, values and vectors of one end."""
     from curvlinops import HessianLinearOperator
 
     start = np.random.default_rng(0).standard_normal(sum(p.numel() for p in model.parameters()))
-    products, seconds, found = 0, 0.0, []
-    for which, pairs in (("LA", exact.largest), ("SA", exact.smallest)):
-        tol = wanted * exact.width / max(abs(pairs[-1].value), 1e-9)
-        while True:
-            began = time.perf_counter()
-            parameters = list(model.parameters())
-            peer = HessianLinearOperator(
-                model.eval(), nn.CrossEntropyLoss(), parameters, data, check_deterministic=False
-            )
-            operator = Counted(peer.to_scipy())
-            values, vectors = eigsh(operator, k=len(pairs), which=which, tol=tol, v0=start.astype(np.float32))
-            took = time.perf_counter() - began
-            if residual_of(check, values, vectors) <= wanted * exact.width:
-                break
-            tol /= 2
-        products, seconds = products + operator.products, seconds + took
-        found.append((values, residual_of(check, values, vectors)))
-    values = np.sort(np.concatenate([v for v, _ in found]))[::-1]
-    worst = max(residual for _, residual in found) / exact.width
-    missed = missing(values, values_of(exact), wanted * exact.width)
-    return Row("eigsh", wanted, products, seconds, worst, missed, len(values))
+    began = time.perf_counter()
+    parameters = list(model.parameters())
+    peer = HessianLinearOperator(
+        model.eval(), nn.CrossEntropyLoss(), parameters, data, check_deterministic=False
+    )
+    operator = Counted(peer.to_scipy())
+    values, vectors = eigsh(operator, k=pairs, which=which, tol=tol, v0=start.astype(np.float32))
+    return operator.products, time.perf_counter() - began, values, vectors
 
 
 def residual_of(operator: Any, values: np.ndarray, vectors: np.ndarray) -> float:
