@@ -152,7 +152,8 @@ class _Ridge:
 
     def solve(self, l2: float) -> torch.Tensor:
         """[W b] of shape (C, size + 1)."""
-        matrix = self._matrix + l2 * torch.eye(len(self._matrix), dtype=torch.float64)
+        matrix = self._matrix.clone()
+        matrix.diagonal().add_(l2)
         solution = torch.cholesky_solve(self._right, torch.linalg.cholesky(matrix))
         weight = self._z.T @ solution if self._in_rows else solution
         return torch.cat([weight.T, self._mean[:, None]], 1)

@@ -78,8 +78,6 @@ class _Holdings:
 
     def _add_object(self, value: Any) -> None:
         self._note(f"{type(value).__module__}.{type(value).__qualname__}")
-        if callable(value) and hasattr(value, "__code__"):
-            return  # a function
         slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
         attributes = {name: getattr(value, name) for name in slots if hasattr(value, name)}
         for name, item in {**attributes, **getattr(value, "__dict__", {})}.items():

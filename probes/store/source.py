@@ -167,11 +167,21 @@ class Source:
 
 
 def rows_of(batch: Any) -> int:
-    """Examples in a batch: of its labels if it has some in the usual place, else of its first tensor."""
+    """Examples in a batch: of its labels if it has some in the usual place, else of its first tensor.
+
+    Raises:
+        ProbeError: if it has neither.
+    """
     key = label_key(batch)
     if key is not None and hasattr(batch[key], "__len__") and np.ndim(batch[key]):
         return len(batch[key])
-    return next((len(t) for t in tensors_in(batch) if t.ndim), 0)
+    for tensor in tensors_in(batch):
+        if tensor.ndim:
+            return len(tensor)
+    raise ProbeError(
+        "a batch has no tensors and no labels that say how many examples it has; give a DataLoader without "
+        "shuffling, which knows, or batches (inputs, labels)."
+    )
 
 
 def _sliceable(loader: Iterable[Any]) -> DataLoader[Any] | None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -52,6 +53,22 @@ def test_a_control_of_groups_is_measured_on_other_rows_of_the_same_groups():
     assert s.error == s.control_error == 0
     with pytest.raises(ProbeError, match="give all three"):
         selectivity(train, test, l2=1e-4, groups=groups[0::2])
+    blind = ArrayFeatures(
+        {"x": np.roll(words[1::2], 1, axis=1)}, groups[1::2] % 3
+    )  # each names the next group
+    (s,) = selectivity(train, blind, l2=1e-4, groups=groups[0::2], test_groups=groups[1::2], progress=False)
+    assert s.error == 1
+    assert s.control_error > 0.2, "measured on other rows than the task"
+
+
+def test_seeds_decide_and_are_zero_if_not_given():
+    data = table(60, 5, 2)
+    for control in (
+        lambda **seed: selectivity(data, l2=0.1, progress=False, **seed),
+        lambda **seed: code_length(data, l2=0.1, progress=False, **seed),
+        lambda **seed: learning_curve(data, l2=0.1, sizes=[30], progress=False, **seed).fits[0].train,
+    ):
+        assert control() == control(seed=0) != control(seed=1)
 
 
 def test_code_length_is_short_for_what_a_layer_knows():
@@ -111,6 +128,23 @@ def test_ridge_agrees_with_scikit_learn(size):
     assert found["test"]["useful"].l2 == 1e-2
 
 
+def test_read_outs_of_rows_without_the_last_class_and_their_intervals():
+    data = table(300, 6, 7, noise=2)
+    few = RowSubset(data, np.flatnonzero(data.labels == 1))
+    for found in (
+        nearest_neighbours(data, few, k=9, progress=False)["useful"],
+        ridge(data, None, few, l2=1e-2, progress=False)["test"]["useful"],
+    ):
+        assert found.n == few.n
+        interval = binomtest(round(found.error * few.n), few.n).proportion_ci(method="wilson")
+        assert (found.error_low, found.error_high) == pytest.approx(interval, abs=1e-9)
+        assert found.top5_error <= found.error
+    z, theta = standardised(data["useful"]), np.eye(7)
+    model = Ridge(alpha=1e-2 * data.n).fit(z, theta[data.labels])
+    loss = ((model.predict(z) - theta[data.labels]) ** 2).sum(1)[data.labels == 1]
+    assert found.loss == pytest.approx(loss.mean(), rel=1e-6)
+
+
 def test_ridge_chooses_its_strength_on_validation_rows():
     train, valid = parts(table(200, 150, 3, noise=5))
     found = ridge(train, valid, progress=False)
@@ -129,6 +163,9 @@ def test_learning_curves_fall_with_more_rows_and_nest():
     assert [fit.train["useful"].n for fit in curve.fits] == list(curve.sizes)
     whole = fit_probes(train, l2=1e-1, progress=False)
     assert curve.fits[-1].train["useful"].loss == pytest.approx(whole.train["useful"].loss, rel=1e-4)
+    for rows, sizes in ((80, (40, 80)), (79, (79,)), (30, (30,))):  # at least ten rows of each class
+        few = RowSubset(train, stratified_order(train.labels, 0)[:rows])
+        assert learning_curve(few, l2=1e-1, progress=False).sizes == sizes
     with pytest.raises(ProbeError, match="to 801 rows"):
         learning_curve(train, None, test, l2=1e-1, sizes=[801])
 
@@ -141,6 +178,22 @@ def test_every_beginning_of_a_stratified_order_has_the_classes_in_proportion():
     for n in (10, 100, 500):
         counts = np.bincount(y[order[:n]], minlength=3)
         np.testing.assert_allclose(counts, [0.6 * n, 0.3 * n, 0.1 * n], atol=1.5)
+
+
+def test_rows_of_a_part_are_read_in_the_order_of_the_file():
+    class File:
+        shape, dtype, asked = (6, 2), np.dtype(np.float32), []
+
+        def __getitem__(self, rows):
+            self.asked.append(rows.tolist())
+            return np.arange(12, dtype=np.float32).reshape(6, 2)[rows]
+
+    data = ArrayFeatures({"x": np.zeros((6, 2))}, np.arange(6))
+    data._features["x"] = File()
+    part = RowSubset(data, np.array([4, 0, 5]))
+    assert part["x"].tolist() == [[8, 9], [0, 1], [10, 11]]
+    assert part.labels.tolist() == [4, 0, 5]
+    assert File.asked == [[0, 4, 5]]
 
 
 def test_other_labels_for_the_same_features():

@@ -10,10 +10,12 @@ from probes import ArrayFeatures, fit_probes
 from probes.fit import path as path_module
 from probes.fit import solver
 from probes.fit.features import Rows, Scaling
+from probes.fit.layer import LayerFit
 from probes.fit.metric import Gram, Metric
 from probes.fit.path import _REACH, Fit, Path
 from probes.fit.softmax import Softmax
-from probes.fit.solver import Solution, minimise
+from probes.fit.solver import Solution, _Descent, minimise
+from probes.fit.splits import Splits
 
 from .fitting import clusters, optimum
 
@@ -170,3 +172,51 @@ def test_rows_are_held_as_far_as_memory_allows():
                 assert found.dtype == dtype
                 np.testing.assert_allclose(found, z, atol=tolerance)
         assert set(rows._held) == held
+
+
+def test_memory_is_halved_between_rows_and_gram_matrix():
+    x, y = clusters(100, 10, 2)
+    splits = Splits.of(ArrayFeatures({"x": x}, y), ArrayFeatures({"x": x}, y), None, None)
+    for memory, widest, held in (
+        (0, 1, False),
+        (2 * 28 * 64**2 - 1, 63, True),
+        (2 * 28 * 64**2, 64, True),
+        (2**40, 4096, True),
+        (2 * 4000 - 1, 11, False),
+        (2 * 4000, 11, True),
+    ):
+        fit = LayerFit(splits, "x", memory, torch.device("cpu"))
+        assert fit._widest == widest
+        assert fit._rows["train"]._holds[torch.float32] == held
+        assert not fit._rows["valid"]._holds[torch.float32]
+
+
+def test_a_fit_is_finished_where_it_can_go_no_further():
+    softmax, gram = problem()
+    for tol, max_iter, slack, is_finished in (
+        (1e-18, 300, 0.0, True),  # rounding hides the rest
+        (1e-18, 300, 1e-2, False),
+        (1e-18, 1, 1e-9, True),  # no more steps
+        (1e-1, 300, 1e-1, True),  # within the tolerance
+    ):
+        fit = Path(softmax, gram, [0.1], None, tol, max_iter)._fit(0.1, softmax.start(), slack)
+        assert fit.is_finished == is_finished
+        assert fit.solution.iterations <= max_iter
+    assert (
+        Path(softmax, gram, [0.1], None, 1e-9, 7)._fit(0.1, softmax.start(), 0.0, 5).solution.iterations == 7
+    )
+
+
+def test_no_point_is_looked_at_twice_in_float64(monkeypatch):
+    softmax, gram = problem()
+    start = minimise(softmax, Metric(softmax, gram, 0.1), 0.1, softmax.start(), 1e-9, 500).theta
+    start[0, -1] += 1e-3  # only the bias is off
+    points = []
+    evaluate = Softmax.evaluate
+    monkeypatch.setattr(
+        Softmax, "evaluate", lambda *a, **k: points.append(a[1].numpy().tobytes()) or evaluate(*a, **k)
+    )
+    descent = _Descent(softmax, Metric(softmax, gram, 0.1), 0.1, start, None, 0.0)
+    assert descent.run(torch.float64, 1e-6, 100).gap < 1e-6
+    assert descent.iterations == 0, "the weights were to stay"
+    assert 2 < len(points) == len(set(points))

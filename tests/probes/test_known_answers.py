@@ -282,6 +282,22 @@ def test_a_large_column_is_known_by_rows_spread_over_it(tmp_path, monkeypatch):
             column.check(digest, fully=fully)
 
 
+@pytest.mark.parametrize("chunk", [1, 100, 116, 10**9])
+def test_a_column_is_checked_in_chunks(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr("probes.store.columns._CHUNK", chunk)
+    x = np.random.default_rng(0).standard_normal((7, 29)).astype(np.float32)  # 116 bytes a row
+    np.save(tmp_path / "x.npy", x)
+    column = Column(tmp_path / "x.npy", "float32", 7, (29,))
+    digest = Digest(hexadecimal(array_digest(x, np.arange(7))), "")
+    column.check(digest)
+    for row in (0, 3, 6):
+        other = x.copy()
+        other[row, 28] += 1
+        np.save(tmp_path / "x.npy", other)
+        with pytest.raises(ProbeError, match="does not hold"):
+            column.check(digest)
+
+
 def test_file_names_differ_on_any_file_system():
     names = ["layer1.0", "Layer1.0", "a/b", "a%2Fb", "con", "x" * 150, "x" * 151, "x" * 152, "output:1", "é"]
     files = [file_name(name) for name in names]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,6 +21,10 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from probes import Estimate, FeatureStore, ProbeError, ProbeSet, Subset, random_subset
 from probes.store.columns import Column
+from probes.store.one_pass import Pass
+from probes.store.records import readable_errors
+from probes.store.source import _slice
+from probes.store.writer import Progress, Writer
 
 from .models import CLASSES, ConvNet, Mlp, Tagger, assert_identical, random_streams, seed_everything
 from .test_detach import traces
@@ -127,6 +132,16 @@ def test_labels_of_other_kinds(tmp_path: Path) -> None:
     assert np.array_equal(labels["class"], y)
     assert labels["many/floats"].dtype == np.float32
     assert np.allclose(labels["many/floats"], x.mean((2, 3)), atol=1e-6)
+    # Another checkpoint's are compared with them, all numbers of a row.
+    assert np.array_equal(extract(tmp_path, convnet(1), forward=forward).label_sets["class"], y)
+
+    def changed(model: nn.Module, batch: Any) -> tuple[Any, Any]:
+        output, sets = forward(model, batch)
+        sets["many/floats"][batch[0][:, 0, 0, 0] == x[20, 0, 0, 0], 2] += 1
+        return output, sets
+
+    with pytest.raises(ProbeError, match="the labels many/floats of row 20 differ"):
+        extract(tmp_path, convnet(2), forward=changed)
 
 
 @pytest.mark.parametrize("last", ["output", "fc"])
@@ -140,6 +155,24 @@ def test_the_models_own_error(tmp_path: Path, last: str) -> None:
         error, se = store.model_error() or (0, 0)
         assert error == pytest.approx(float(wrong.mean()))
         assert se == pytest.approx(float(wrong.std()) / ROWS**0.5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([0, 1, -1, 3], (0.5, 0.5)),  # of two rows that count, one is wrong
+        ([0, 1, 1, 0], (0.5, (0.25 / 3) ** 0.5)),
+        ([-1, 3, 5, -100], None),
+        ([[0], [1], [1], [0]], None),
+        ([0.0, 1.0, 1.0, 0.0], None),
+    ],
+)
+def test_the_error_of_rows_that_have_a_class(
+    tmp_path: Path, labels: Any, expected: tuple[float, float] | None
+) -> None:
+    x = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 1, 0]])  # answers 0, 0, 1, 1
+    store = extract(tmp_path, nn.Identity(), [(x, torch.tensor(labels))], layers=["output"])
+    assert store.model_error() == (None if expected is None else pytest.approx(expected))
 
 
 def test_automatic_layers_leave_out_what_has_no_row_per_example(tmp_path: Path) -> None:
@@ -159,6 +192,27 @@ def test_automatic_layers_leave_out_what_has_no_row_per_example(tmp_path: Path) 
     assert extract(tmp_path, model, batches, layers="auto").skipped == store.skipped
     with pytest.raises(ProbeError, match="layer 'inner' gives 8 rows"):
         extract(tmp_path / "2", model, batches, layers=["inner"])
+
+
+def test_automatic_layers_of_which_none_has_a_row_per_example(tmp_path: Path) -> None:
+    batches = [(torch.randn(12, 4), torch.arange(4))]
+    with pytest.raises(
+        ProbeError, match=r"name some with layers=.* layer 'input' gives 12 rows .* 4 examples"
+    ):
+        extract(tmp_path, nn.Linear(4, 2), batches, layers="auto")
+
+
+def test_batches_without_tensors(tmp_path: Path) -> None:
+    def forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
+        lengths = torch.tensor([[float(len(text))] for text in batch])
+        return model(lengths), torch.zeros(len(batch))
+
+    texts = ["a", "bird", "can", "carry", "half"]
+    loader = DataLoader(texts, 2, collate_fn=list)  # type: ignore[arg-type]
+    store = extract(tmp_path, nn.Identity(), loader, layers=["output"], forward=forward)
+    assert store["output"][:, 0].tolist() == [1, 4, 3, 5, 4]
+    with pytest.raises(ProbeError, match="how many examples it has; give a DataLoader"):
+        extract(tmp_path, nn.Identity(), [texts, texts], layers=["output"], forward=forward)
 
 
 def test_sequences_of_other_lengths(tmp_path: Path) -> None:
@@ -336,6 +390,54 @@ def test_timing_the_estimate_changes_nothing(tmp_path: Path, monkeypatch: pytest
     extract(tmp_path / "2", model)
     assert calls[""] == 7 + 1
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+@pytest.mark.parametrize(("workers", "seconds"), [(0, 0.5 + 3), (4, 0.75), (12, 0.5)])
+def test_the_estimate_is_of_what_is_left_and_of_all_processes(workers: int, seconds: float) -> None:
+    """A batch takes half a second to compute and three to load, here or in other processes."""
+    columns = [Column(Path("x.npy"), "float32", 26, (10,)), Column(Path("y.npy"), "int64", 26, ())]
+    source = SimpleNamespace(sizes=np.array([8, 8, 8, 2]), workers=workers)
+    first = SimpleNamespace(seconds=0.5, opening=SimpleNamespace(seconds=3.0))
+    one: Any = Pass(
+        SimpleNamespace(columns=lambda _: columns),  # type: ignore[arg-type]
+        Path(),
+        source,  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
+        first,  # type: ignore[arg-type]
+    )
+    estimate = one.estimate(np.array([0, 2, 3]), 2)
+    assert (estimate.rows, estimate.bytes) == (18, 18 * 48)
+    assert estimate.free == pytest.approx(shutil.disk_usage(".").free, rel=0.1)
+    assert estimate.seconds == pytest.approx(3 * seconds / 2)
+
+
+def test_some_batches_are_loaded_as_all_are() -> None:
+    options: dict[str, Any] = {
+        "collate_fn": list,
+        "generator": torch.Generator(),
+        "timeout": 7,
+        "worker_init_fn": seed_everything,
+        "multiprocessing_context": "spawn",
+        "prefetch_factor": 3,
+    }
+    whole = DataLoader(range(10), 2, num_workers=2, **options)  # type: ignore[arg-type]
+    for wanted, workers in ([3], 1), ([0, 1, 4], 2):
+        some = _slice(whole, wanted)
+        assert [list(indices) for indices in some.batch_sampler or ()] == [[2 * i, 2 * i + 1] for i in wanted]
+        assert some.num_workers == workers
+        for name in (*options, "dataset", "pin_memory"):
+            assert getattr(some, name) == getattr(whole, name)
+    assert list(_slice(DataLoader(range(10), 4), [0, 2]))[1].tolist() == [8, 9]  # type: ignore[arg-type]
+
+
+def test_labels_in_a_buffer_that_is_used_again(tmp_path: Path) -> None:
+    buffer = torch.zeros(10, dtype=torch.int64)
+
+    def forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
+        return model(batch[0]), buffer.copy_(batch[1])
+
+    source = loader(10)
+    assert np.array_equal(extract(tmp_path, source=source, forward=forward).labels, data().tensors[1])
 
 
 # -- what they refuse -----------------------------------------------------------------------------------
@@ -538,6 +640,53 @@ def test_a_disk_that_fills_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert calls[""] == 1 + (7 - 3), "three batches were kept"
     extract(tmp_path / "2")
     assert contents(tmp_path / "store") == contents(tmp_path / "2" / "store")
+
+
+def test_progress_is_noted_after_an_interval_or_ten_times_what_that_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("probes.store.writer.time", SimpleNamespace(monotonic=lambda: now))
+    column, progress = Column(tmp_path / "x.npy", "float32", 9, (1,)), Progress(tmp_path / "progress", 9, 1)
+    column.create()
+    progress.create()
+    noted: list[int] = []
+
+    def note(done: dict[int, Any]) -> None:
+        nonlocal now
+        noted.append(len(done))
+        now += 0.5
+
+    monkeypatch.setattr(progress, "note", note)
+    writer = Writer([column], ["x"], [], progress)
+    writer._files = [os.open(column.path, os.O_RDWR)]
+    for number, (seconds, expected) in enumerate(
+        [(101.9, []), (102.0, [2]), (107.4, [2]), (107.5, [2, 2]), (112.9, [2, 2])]
+    ):
+        now = seconds
+        writer._attempt((number, number, [np.ones((1, 1), np.float32)], None))
+        assert noted == expected, seconds
+    writer._attempt(None)
+    assert noted == [2, 2, 1], "at the end, what is left"
+    writer._attempt(None)
+    assert noted == [2, 2, 1], "and no more"
+    os.close(writer._files[0])
+    assert writer._error is None
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "'here': the disk is full; make room"),
+        (PermissionError(errno.EACCES, "Permission denied"), "'here': you have no permission"),
+        (OSError(errno.EROFS, "Read-only file system"), "'here': you have no permission"),
+        (OSError(errno.EIO, "Input/output error"), "'here': Input/output error; choose another"),
+        (OSError("odd"), "'here': odd; choose another"),
+    ],
+)
+def test_refusals_of_the_operating_system(error: OSError, message: str) -> None:
+    with pytest.raises(ProbeError, match=message), readable_errors(Path("here")):
+        raise error
 
 
 def test_a_folder_that_is_no_store(tmp_path: Path) -> None:

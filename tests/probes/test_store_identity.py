@@ -143,6 +143,27 @@ def test_another_computation_does_not_go_on_with_what_was_begun(
         extract(tmp_path, **COMPUTATIONS[change]())
 
 
+@pytest.mark.parametrize("kind", ["tensors", "a list of batches"])
+def test_another_row_does_not_go_on_with_what_was_begun(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "_INTERVAL", 0.0)
+    monkeypatch.setattr(writer, "_PATIENCE", 0.0)
+    x, y = tensors()
+    make = partial(KINDS[kind], tmp_path)
+
+    def stopping(model: nn.Module, batch: Any) -> tuple[Any, Any]:
+        if torch.equal(batch[0], x[28:32]):
+            raise RuntimeError("stop")
+        return model(batch[0]), batch[1]
+
+    with pytest.raises(RuntimeError, match="stop"):
+        extract(tmp_path, source=make(x, y), forward=stopping)
+    with pytest.raises(ProbeError, match="the inputs of row 14 differ from those in the store"):
+        extract(tmp_path, source=make(with_pixel(14, 5), y))
+    assert extract(tmp_path, source=make(with_pixel(30, 5), y)).n == ROWS, "it was not begun with that row"
+
+
 class Stopping(Dataset[Any]):
     def __init__(self) -> None:
         self.own = TensorDataset(*tensors())
@@ -424,6 +445,10 @@ def test_rounding_passes_and_more_does_not() -> None:
         check(other, 2e-3)
         with pytest.raises(ProbeError, match=f"for row {100 + row}\\)"):
             check(other, 1e-3)
+    off = np.zeros((8, 2))  # a layer that is off
+    on = np.where(np.arange(8)[:, None] == 3, 0.1, off)
+    with pytest.raises(ProbeError, match=r"0\.1 and not 0 for row 103"):
+        require_same_features("x", 100, off, on, 1e-3, Path("s"))
     gone = stored.copy()
     gone[3, 4] = np.nan
     with pytest.raises(ProbeError, match="nan and not"):
