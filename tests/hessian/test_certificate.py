@@ -391,6 +391,13 @@ def test_values_scale_with_the_operator_to_the_last_digit() -> None:
         assert other.missed_check.smallest == one.missed_check.smallest * scale
 
 
+def test_products_are_refused_only_below_the_smallest_normal_number() -> None:
+    tiny = float(np.finfo(np.float64).tiny)
+    assert extreme_eigenpairs(np.diag([tiny]), 1, 0).largest[0].value == tiny
+    with pytest.raises(HessianError, match=r"as small as 1\.1e-308, which float64 cannot resolve"):
+        extreme_eigenpairs(np.diag([tiny / 2]), 1, 0)
+
+
 # -- results --------------------------------------------------------------------------------------------
 
 

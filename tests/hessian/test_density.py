@@ -12,10 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import trapezoid
+from scipy.stats import norm, sem
 
 from hessian.density import Density, spectral_density
 from hessian.errors import HessianError
 from hessian.operator import SymmetricOperator
+from hessian.trace import Estimate
 
 
 class Recorded(SymmetricOperator):
@@ -215,6 +217,50 @@ def test_the_density_is_that_of_the_spectrum_and_its_error_is_honest() -> None:
     assert 0.8 < np.sqrt((score**2).mean()) < 1.4  # Student's t with 9 degrees of freedom: 1.13
 
 
+def test_the_grid_reaches_five_sigmas_beyond_the_spectrum() -> None:
+    values = np.r_[np.linspace(-1, 2, 30), 7.0]
+    for sigma, points in ((None, 400), (0.3, 64)):
+        density = spectral_density(np.diag(values), vectors=2, points=points, sigma=sigma)
+        ends = density.smallest - 5 * density.sigma, density.largest + 5 * density.sigma
+        np.testing.assert_allclose(density.grid, np.linspace(*ends, points), rtol=1e-12)
+        assert ends == pytest.approx((-1 - 5 * density.sigma, 7 + 5 * density.sigma))
+
+
+@pytest.mark.parametrize(
+    ("values", "width"),
+    [
+        ([0.0, 0.0, 0.0], 1.0),  # no scale at all
+        ([-4.0, -4.0, -4.0], 4.0),  # one point: 1/300 of its size
+        ([-4.0, -4.0 + 1e-7, -4.0], 4.0),  # one, as far as rounding can tell
+        ([-4.0, -4.0 + 1e-5, -4.0], 1e-5),  # narrow, but no point
+        ([4.0 - 1e-5, 4.0, 4.0], 1e-5),
+    ],
+)
+def test_the_default_sigma_of_narrow_spectra(values: list[float], width: float) -> None:
+    density = spectral_density(np.diag(values), vectors=2)
+    assert density.sigma == pytest.approx(width / 300, rel=1e-6)
+
+
+@pytest.mark.parametrize("vectors", [2, 5])
+def test_the_density_and_its_error_are_mean_and_scatter_of_gaussian_mixtures(vectors: int) -> None:
+    density = spectral_density(np.diag(np.arange(40.0)), vectors=vectors, steps=6, sigma=2.0, points=50)
+    curves = np.array(
+        [
+            norm.pdf(density.grid[:, None], rule.nodes, density.sigma) @ rule.weights
+            for rule in density.quadratures
+        ]
+    )
+    np.testing.assert_allclose(density.density, curves.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(density.standard_error, sem(curves, axis=0), rtol=1e-10)
+
+
+def test_an_eigenvalue_at_x_is_not_below_x() -> None:
+    density = spectral_density(np.zeros((9, 9)), vectors=2)
+    assert density.share_below(0.0) == Estimate(0.0, 0.0)
+    assert density.share_below(1e-300).value == pytest.approx(1)
+    assert density.bounds_below(0.0) == (0, 0)
+
+
 def test_float32_agrees_with_float64() -> None:
     values = np.r_[np.random.default_rng(0).standard_normal(200), 30.0, 20.0]
     matrix = _conjugate(values)[0]
@@ -266,14 +312,14 @@ def test_numbers_that_make_no_density_are_refused(options: dict[str, float], wor
 def test_a_sigma_finer_than_the_grid_says_how_many_points_it_needs() -> None:
     matrix = np.diag(np.arange(40.0))
     with pytest.raises(HessianError, match="finer") as error:
-        spectral_density(matrix, sigma=0.01, points=100)
+        spectral_density(matrix, sigma=0.0103, points=100)
     found = re.search(r"points=(\d+)", str(error.value))
     assert found
     points = int(found[1])
-    density = spectral_density(matrix, sigma=0.01, points=points)
+    density = spectral_density(matrix, sigma=0.0103, points=points)
     assert trapezoid(density.density, density.grid) == pytest.approx(1, abs=1e-5)
     with pytest.raises(HessianError, match="finer"):
-        spectral_density(matrix, sigma=0.01, points=points - 2)
+        spectral_density(matrix, sigma=0.0103, points=points - 1)
 
 
 def test_a_product_that_is_not_finite_is_refused() -> None:

@@ -201,6 +201,14 @@ def test_agrees_with_eigsh() -> None:
     np.testing.assert_allclose(overlaps, 1, atol=1e-6)
 
 
+def test_eigsh_knows_the_width_where_only_one_end_is_wanted() -> None:
+    """To a hundredth, even if its basis is as small as can be."""
+    spectrum = extreme_eigenpairs(np.diag(np.linspace(-1, 2, 100)), 1, 0, method="eigsh", max_basis=4)
+    assert spectrum.width == pytest.approx(3, rel=0.01)
+    larger = extreme_eigenpairs(np.diag(np.linspace(-1, 2, 100)), 1, 0, method="eigsh", max_basis=12)
+    assert larger.products != spectrum.products  # `max_basis` is ARPACK's too
+
+
 @pytest.mark.parametrize(
     ("size", "largest", "smallest"), [(1, 1, 0), (3, 1, 2), (9, 3, 0), (9, 0, 2), (9, 4, 4)]
 )

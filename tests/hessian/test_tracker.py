@@ -236,6 +236,20 @@ def test_validation_passes_and_steps_without_a_pass_do_no_harm() -> None:
     assert tracker.largest.step == 4
 
 
+def test_outputs_of_another_batch_are_not_taken_for_those_of_this_one() -> None:
+    readings = []
+    x, y = images(0)
+    for seen in (x, x[:5], torch.cat([x, x])):
+        torch.manual_seed(0)
+        model = Net().eval()  # so that the outputs are the same when they are computed anew
+        tracker = EigenTracker(model, F.cross_entropy, every=1, examples=4, held_out=4, products=2)
+        model(seen)
+        tracker.step((x, y))
+        readings.append(reading(tracker))
+    assert same(readings[0], readings[1])
+    assert same(readings[0], readings[2])
+
+
 def reading(tracker: EigenTracker) -> tuple[Any, ...]:
     assert tracker.smallest is not None
     assert tracker.largest is not None
