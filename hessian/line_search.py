@@ -44,6 +44,7 @@ class LineSearch:
         angle: the angle (radians) that v is known to, see `Eigenpair`; 0 for a direction that was given as a
             vector, None if it is not known.
         slope_doubt: by how much g.u may differ from `slope`, u being the eigenvector that v stands for.
+        flat_doubt: how far around alpha* the loss differs from its smallest value by rounding only.
     """
 
     curvature: float
@@ -57,6 +58,7 @@ class LineSearch:
     examples: int
     angle: float | None = 0.0
     slope_doubt: float = 0.0
+    flat_doubt: float = 0.0
 
     @property
     def determined(self) -> bool:
@@ -68,11 +70,14 @@ class LineSearch:
 
     @property
     def alpha_doubt(self) -> float:
-        """By how much alpha* may be off for that reason, to first order: the best distance staying the same.
+        """By how much alpha* may be off, besides the 1% of the search. Infinite if it is not determined.
 
-        The step is alpha (g.v) v, so that alpha* goes with 1 / (g.v). Infinite if it is not determined.
+        For the vector's angle, to first order, the best distance staying the same: the step is alpha (g.v) v,
+        so that alpha* goes with 1 / (g.v). And `flat_doubt`.
         """
-        return abs(self.alpha_best) * self.slope_doubt / abs(self.slope) if self.determined else np.inf
+        if not self.determined:
+            return np.inf
+        return abs(self.alpha_best) * self.slope_doubt / abs(self.slope) + self.flat_doubt
 
     @property
     def decrease(self) -> float:
@@ -158,7 +163,10 @@ def line_search(
     here = float(values[grid == 0][0])
     angle = direction.angle if isinstance(direction, Eigenpair) else 0.0
     doubt = _slope_doubt(c, length, np.pi / 2 if angle is None else angle)
-    return LineSearch(curvature, c, here, grid, values, alpha, lowest, bracketed, loss.examples, angle, doubt)
+    flat = _flat(grid, values, best, torch.finfo(loss.vector_dtype).eps * abs(lowest)) if bracketed else 0.0
+    return LineSearch(
+        curvature, c, here, grid, values, alpha, lowest, bracketed, loss.examples, angle, doubt, flat
+    )
 
 
 def slice_2d(
@@ -201,6 +209,17 @@ def _slope_doubt(slope: float, length: float, angle: float) -> float:
     """
     across = max(length**2 - slope**2, 0.0) ** 0.5
     return float(np.sin(angle) * across + (1 - np.cos(angle)) * abs(slope))
+
+
+def _flat(grid: Array, values: Array, best: int, rounding: float) -> float:
+    """How far from the best step size the loss is higher by `rounding`, were it a parabola there.
+
+    Each side has the parabola through its first point that is clearly higher; the wider one counts.
+    """
+    higher = np.flatnonzero(np.isfinite(values) & (values > values[best] + 10 * rounding))
+    first = [*higher[higher < best][-1:], *higher[higher > best][:1]]
+    reach = np.abs(grid[first] - grid[best]) * np.sqrt(rounding / (values[first] - values[best]))
+    return float(reach.max(initial=0.0)) if first else np.inf
 
 
 def _lowest(grid: Array, values: Array, least: float) -> int:

@@ -182,7 +182,8 @@ def test_the_slope_of_a_vector_that_is_known_to_an_angle() -> None:
     assert found.angle == angle
     assert found.slope_doubt == pytest.approx(np.sin(angle) * across + (1 - np.cos(angle)) * abs(found.slope))
     assert found.determined
-    assert found.alpha_doubt == pytest.approx(found.alpha_best * found.slope_doubt / abs(found.slope))
+    tilted = found.alpha_best * found.slope_doubt / abs(found.slope)
+    assert found.alpha_doubt == pytest.approx(tilted + found.flat_doubt)
     # No unit vector within that angle has a slope farther away.
     rng = np.random.default_rng(0)
     for _ in range(200):
@@ -195,7 +196,30 @@ def test_the_slope_of_a_vector_that_is_known_to_an_angle() -> None:
     assert open_.slope_doubt == unknown.slope_doubt == pytest.approx(across + abs(found.slope))
     assert (open_.angle, unknown.angle) == (np.pi / 2, None)
     vector = line_search(loss, pair.vector)
-    assert (vector.angle, vector.slope_doubt, vector.determined, vector.alpha_doubt) == (0, 0, True, 0)
+    assert (vector.angle, vector.slope_doubt, vector.determined) == (0, 0, True)
+    assert vector.alpha_doubt == vector.flat_doubt < 1e-6 * vector.alpha_best
+
+
+@pytest.mark.parametrize("offset", [1.0, 1e4])
+def test_where_the_loss_is_flat_the_best_step_has_its_doubt(offset: float) -> None:
+    """In float32 a parabola on top of a constant has its least anywhere within rounding of the constant."""
+    theta = nn.Parameter(torch.tensor([0.3, 0.0]))
+
+    class Bowl(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.theta = theta
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + (self.theta * torch.tensor([2.0, 1.0])).square().sum() / 2 + offset
+
+    loss = Loss(Bowl(), lambda y, _: y.mean(), [(torch.zeros(4, 1), torch.zeros(4, 1))])
+    found = line_search(loss, np.array([1.0, 0.0]))
+    # The loss rises by 4 (1.2 alpha)^2 / 2 from 1 / 4 on, and its eps is 1.2e-7 of the offset.
+    expected = np.sqrt(2 * 1.2e-7 * offset / 4) / 1.2
+    assert found.bracketed
+    assert found.flat_doubt == pytest.approx(expected, rel=0.5)
+    assert abs(found.alpha_best - 0.25) <= found.alpha_doubt + 0.01 * 0.25
 
 
 def test_where_the_sign_of_the_slope_is_open_nothing_is_determined() -> None:
