@@ -242,3 +242,14 @@ def test_the_best_step_is_refined_to_one_percent_and_no_further() -> None:
     assert 3 <= len(found.alphas) - len(grid) <= 12
     exact = (0.9735 - 0.1) / 0.049
     assert found.alpha_best == pytest.approx(exact, rel=0.01)
+
+
+def test_the_best_step_is_sought_between_its_neighbours() -> None:
+    loss, matrix = quadratic()
+    pair = eigenpair(matrix, 1)
+    steps = np.array([0.5, 0.9, 2.0]) / pair.value  # the best one is the last but one
+    found = line_search(loss, pair, alphas=steps)
+    assert found.alpha_best == pytest.approx(1 / pair.value, rel=0.02)
+    tried = np.setdiff1d(found.alphas, [0.0, *steps])
+    assert len(tried) >= 3
+    assert steps[0] < tried.min() < tried.max() < steps[2]
