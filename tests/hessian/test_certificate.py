@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ import torch
 
 from hessian.angles import angles
 from hessian.block import Block, certified, polished, rayleigh_ritz
-from hessian.eigenpairs import extreme_eigenpairs
+from hessian.eigenpairs import _Solver, extreme_eigenpairs
 from hessian.errors import HessianError
+from hessian.first_run import _kept, _still, wanted_pairs
 from hessian.lanczos import Lanczos, check_symmetry, ends
-from hessian.missed import Goal, Span
+from hessian.missed import Goal, Span, undetected_share
 from hessian.operator import as_operator
 from hessian.products import Products
 from hessian.request import basis_capacity, checked_goal, product_limit
@@ -212,6 +214,106 @@ def test_lanczos_knows_its_products() -> None:
         ritz, which = lanczos.ritz(), ends(lanczos.size, 2, 1)
         vectors = lanczos.vectors(ritz.coefficients[:, which])
         np.testing.assert_allclose(lanczos.products(ritz, vectors, which), vectors @ matrix, atol=1e-11)
+
+
+# -- what is known beside the pairs ---------------------------------------------------------------------
+
+
+def exhausted(values: np.ndarray, steps: int | None = None) -> Lanczos:
+    """A Lanczos process on a diagonal matrix, to its end or for some steps."""
+    matrix = torch.diag(torch.as_tensor(values))
+    lanczos = Lanczos(
+        lambda rows: rows @ matrix,
+        len(values),
+        len(values),
+        generator=generator(),
+        dtype=torch.float64,
+        device=matrix.device,
+    )
+    lanczos.begin()
+    for _ in range(len(values) if steps is None else steps):
+        lanczos.step()
+    return lanczos
+
+
+@pytest.mark.parametrize(
+    ("largest", "smallest", "next_ones"),
+    [(2, 1, [1, 7]), (3, 0, [6]), (0, 2, [2]), (5, 4, [4]), (6, 4, []), (10, 0, []), (0, 9, [9])],
+)
+def test_the_neighbours_of_the_wanted_pairs(largest: int, smallest: int, next_ones: list[int]) -> None:
+    lanczos, goal = exhausted(np.arange(10.0)), Goal(largest, smallest, 1e-3, 0.1, 1e-15)
+    block, beyond = wanted_pairs(lanczos, lanczos.ritz(), goal)
+    np.testing.assert_allclose(block.values, [*range(smallest), *range(10 - largest, 10)], atol=1e-12)
+    assert beyond is not None
+    assert beyond.shape == (len(next_ones), 2)
+    np.testing.assert_allclose(beyond[:, 0], next_ones, atol=1e-12)
+    np.testing.assert_allclose(beyond[:, 1], 0, atol=1e-12)
+
+
+def test_neighbours_are_not_known_where_the_basis_holds_the_wanted_pairs_only() -> None:
+    lanczos = exhausted(np.arange(10.0), 3)
+    assert wanted_pairs(lanczos, lanczos.ritz(), Goal(2, 1, 1e-3, 0.1, 1e-15))[1] is None
+    ritz = lanczos.ritz()
+    beyond = wanted_pairs(lanczos, ritz, Goal(1, 1, 1e-3, 0.1, 1e-15))[1]
+    assert beyond is not None
+    np.testing.assert_allclose(beyond, [[ritz.values[1], ritz.residuals[1]]])
+
+
+def test_what_the_search_knows_farther_out_counts_too() -> None:
+    first, search = (
+        np.array([[1.0, 0.1], [7.0, 0.2]]),
+        np.array([[0.5, 0.01], [1.05, 0.02], [7.1, 0.03], [7.5, 0]]),
+    )
+
+    def known(largest: int, smallest: int, found: int, beyond: np.ndarray | None = search) -> np.ndarray:
+        operator, goal = as_operator(np.eye(9)), Goal(largest, smallest, 1e-3, 0.1, 1e-15)
+        with Products(operator, None, False) as products:
+            solver = _Solver(operator, goal, 9, products, None, 0)
+        solver._beyond = first
+        result = solver._known_beyond(SimpleNamespace(found=found, beyond=beyond))  # type: ignore[arg-type]
+        assert result is not None
+        return result
+
+    np.testing.assert_array_equal(known(2, 1, 0), [*first, search[0], search[3]])  # beyond 7.2 and below 0.9
+    np.testing.assert_array_equal(known(2, 0, 0), [*first, search[3]])
+    np.testing.assert_array_equal(known(0, 1, 0), [*first, search[0]])
+    np.testing.assert_array_equal(known(2, 1, 1), search[[0, 3]])  # the first run has missed something
+    np.testing.assert_array_equal(known(2, 1, 1, np.zeros((0, 2))), first)
+
+
+def test_values_stand_still_for_sixteen_products() -> None:
+    def history(*moves: float) -> list[tuple[int, np.ndarray]]:
+        return [(i, np.array([1.0, 2.0 + move])) for i, move in enumerate(moves)]
+
+    assert _still(history(*[0.0] * 17), 0.0)
+    assert not _still(history(*[0.0] * 16), 1.0)  # there was nothing to compare with so long ago
+    assert _still(history(9, 0.5, *[0.0] * 15, 0.0), 0.5)  # to the newest of those that are old enough
+    assert not _still(history(9, 0.5, *[0.0] * 15, 0.0), 0.4)
+    assert not _still(history(0.5, *[9.0] * 15, 0.0), 0.4)
+
+
+def test_a_restart_keeps_both_ends_in_proportion() -> None:
+    lanczos = exhausted(np.arange(40.0), 40)
+    for largest, smallest, kept in ((6, 2, (15, 5)), (0, 8, (0, 20)), (8, 0, (20, 0)), (20, 16, (21, 16))):
+        which = _kept(lanczos, Goal(largest, smallest, 1e-3, 0.1, 1e-15))
+        np.testing.assert_array_equal(which, ends(40, *kept))
+
+
+@pytest.mark.parametrize(
+    ("tol", "max_basis", "size"), [(1e-3, None, 600), (1e-8, 40, 300), (1e-3, None, 1200)]
+)
+def test_the_gap_of_the_search_is_that_of_the_theorem(tol: float, max_basis: int | None, size: int) -> None:
+    bulk = np.linspace(-1, 1, size - 8)
+    values = np.r_[-1.2, -1.1, -1.01, bulk, 1.01, 1.1, 1.2, 1.3, 1.4]
+    check = extreme_eigenpairs(np.diag(values), 5, 3, tol=tol, max_basis=max_basis).missed_check
+    assert check is not None
+    assert check.found == 0
+    assert (check.products > 20) == (tol < 1e-6)  # the search went on over restarts
+    share = undetected_share(size - 8, max_basis or 20, 0.005)
+    expected = (check.largest - check.smallest) * share / (1 - 2 * share) / 2.6
+    assert check.gap == pytest.approx(expected, rel=1e-6)
+    assert check.smallest == pytest.approx(-1, abs=0.1)
+    assert check.largest == pytest.approx(1, abs=0.1)
 
 
 # -- symmetry -------------------------------------------------------------------------------------------
