@@ -310,6 +310,31 @@ def test_a_number_that_never_changes_has_no_unit_of_its_own() -> None:
     assert bank.centred("z", torch.tensor([[5.0]])).tolist() == [[5.0]]
 
 
+def test_faulty_labels_are_named_once_and_change_nothing() -> None:
+    """As a GPU notes them, which is not asked at every step."""
+    bank = Bank({"y": Classification(3)}, (0.1,))
+    bank.add([ProbeSpec("a", 4)], CPU)
+    x, y = torch.randn(3, 4, generator=generator()), torch.tensor([0, 1, 2])
+    labels = Labels(y, bank.targets, CPU)
+    labels.fault |= True
+    with pytest.raises(ProbeError, match="out of range"):
+        bank.step({"a": x}, labels)
+    assert bank.steps == 0
+    assert not bank.groups[0].weights[0].any()
+    bank.step({"a": x}, Labels(y, bank.targets, CPU))
+    assert bank.steps == 1
+
+
+def test_units_go_where_the_labels_are() -> None:
+    """The meta device stands for a second one."""
+    bank = Bank({"y": Regression()}, (0.1,))
+    bank.add([ProbeSpec("a", 2)], CPU)
+    x = torch.randn(5, 2, generator=generator())
+    bank.step({"a": x}, Labels(torch.arange(5.0), bank.targets, CPU))
+    elsewhere = torch.zeros(3, 1, device="meta")
+    assert bank._standard("y", elsewhere).device == bank.centred("y", elsewhere).device == elsewhere.device
+
+
 def test_early_stopping_keeps_the_best_of_each_probe() -> None:
     """Better, worse, worse, then better still: with patience 2 the last does not count."""
     bank = Bank({"y": Classification(2)}, (0.1, 0.2))
@@ -382,6 +407,36 @@ def test_a_state_goes_on_with_all_that_it_remembers() -> None:
     assert [set(m) for m in untrained["groups"][0]["moments"]] == [set()] * 4
     fresh.load_state_dict(untrained, CPU)
     assert fresh.steps == 0
+
+
+def test_a_state_goes_to_the_device_of_the_model() -> None:
+    """The meta device stands for a second one."""
+    bank = Bank({"y": Regression()}, (0.1,))
+    bank.add([ProbeSpec("a", 2)], CPU)
+    x = torch.randn(5, 2, generator=generator())
+    bank.step({"a": x}, Labels(torch.arange(5.0), bank.targets, CPU))
+    moved = Bank(bank.targets, (0.1,))
+    moved.load_state_dict(bank.state_dict(), torch.device("meta"))
+    (group,) = moved.groups
+    assert moved._optimizer is not None
+    remembered = [value for moments in moved._optimizer.state.values() for value in moments.values()]
+    assert len(remembered) == 6
+    statistics = [group.mean, group.var, group.score, group.fault]
+    for tensor in [*group.weights, *group.biases, *statistics, *remembered, moved._units["y"]]:
+        assert tensor.device.type == "meta"
+
+
+def test_early_stopping_of_loaded_probes_leaves_the_saved_state_alone() -> None:
+    state = stepped(2).state_dict()
+    saved = [*state["groups"][0]["statistics"], *state["groups"][0]["parameters"]]
+    kept = [tensor.clone() for tensor in saved]
+    bank = stepped(0, state)
+    stopping = EarlyStopping(bank, 1)
+    stopping.update({(layer, "y"): torch.tensor([7.0, 8.0]).double() for layer in "ab"})
+    bank.groups[0].unfold(*(tensor + 1 for tensor in bank.groups[0].folded()))
+    stopping.restore()
+    assert bank.groups[0].score.tolist() == [[7, 8]] * 2
+    assert all(torch.equal(a, b) for a, b in zip(saved, kept, strict=True))
 
 
 @pytest.mark.parametrize(
