@@ -296,11 +296,6 @@ def _ints(given: Sequence[Any]) -> list[int]:
     return list(given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given)
 
 
-def _listed(dim: Any, rank: int) -> list[int]:
-    """One dimension or several, as several; all of them for None."""
-    return list(range(rank)) if dim is None else list(dim) if isinstance(dim, (tuple, list)) else [dim]
-
-
 @_for("permute")
 def _permute(out: Shape, x: Dims, *dims: Any, **kwargs: Any) -> Axes:
     return tuple(x.axes[dim] for dim in _ints(dims or (kwargs["dims"],)))
@@ -451,10 +446,10 @@ def _norm(out: Shape, x: Dims, p: Any = 2, dim: Any = None, *_: Any, **__: Any) 
 
 
 def _without(out: Shape, x: Dims, dim: Any) -> Axes:
-    """Reduced dimensions are gone, or have size 1."""
+    """Reduced dimensions are gone, or have size 1. Without `dim` all are, and a number has no axes."""
     if len(out) == len(x.axes):
         return x.axes
-    gone = {d % len(x.axes) for d in _listed(dim, len(x.axes))}
+    gone = {d % len(x.axes) for d in (dim if isinstance(dim, (tuple, list)) else (dim,))}
     return tuple(axis for i, axis in enumerate(x.axes) if i not in gone)
 
 

@@ -252,4 +252,4 @@ def _name_of(func: Callable[..., Any]) -> str:
     name: str = getattr(func, "__name__", "")
     if name == "__get__":
         name = getattr(getattr(func, "__self__", None), "__name__", "")
-    return name if name in ("T", "H", "mT", "mH") else name.strip("_")
+    return name.strip("_")
