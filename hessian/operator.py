@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
-from .errors import HessianError
+from .errors import HessianError, first_line
 
 __all__ = ["MatrixOperator", "SymmetricOperator", "as_operator"]
 
@@ -81,7 +81,7 @@ class MatrixOperator(SymmetricOperator):
             real = np.asarray(product.real, np.float64)
         except (ValueError, TypeError) as error:  # scipy's own words for a product of the wrong shape or kind
             raise HessianError(
-                f"a product with the operator failed ({_first_line(error)}); it must map real vectors of "
+                f"a product with the operator failed ({first_line(error)}); it must map real vectors of "
                 f"length {self.shape[0]} to vectors of that length."
             ) from error
         if np.iscomplexobj(product):
@@ -131,7 +131,3 @@ def _square(operator: T) -> T:
     if operator.shape[0] == 0:
         raise HessianError("the operator is empty: it has no eigenvalues.")
     return operator
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"

@@ -19,7 +19,7 @@ from hessian.eigenpairs import extreme_eigenpairs
 from hessian.errors import HessianError
 from hessian.missed import undetected_share
 from hessian.operator import SymmetricOperator
-from hessian.results import Spectrum
+from hessian.results import MissedCheck, Spectrum
 from hessian.saved_run import SavedRun
 
 Array = npt.NDArray[np.float64]
@@ -246,6 +246,9 @@ def test_the_bound_of_the_check() -> None:
     assert (check.gap, check.found) == (0, 0)
     assert check.largest == pytest.approx(5)
     assert check.smallest == pytest.approx(2)
+    # Nor is there any where all pairs are wanted.
+    all_of_them = extreme_eigenpairs(np.diag(np.arange(4.0)), 2, 2).missed_check
+    assert all_of_them == MissedCheck(0, 0, -math.inf, math.inf, 0.0)
 
 
 @pytest.mark.parametrize("tol", [1e-3, 1e-6])

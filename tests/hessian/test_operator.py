@@ -8,6 +8,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from hessian.batch import moved
+from hessian.errors import first_line
 from hessian.operator import SymmetricOperator
 
 
@@ -39,3 +40,8 @@ def test_a_packed_sequence_moves_to_a_device_but_its_sizes_stay(dtype: torch.dty
     assert isinstance(there, PackedSequence)
     assert (there.data.device.type, there.data.dtype) == ("meta", dtype or torch.float32)
     assert there.batch_sizes.tolist() == [2, 2, 1]
+
+
+def test_the_first_line_of_an_error_and_of_one_without_words() -> None:
+    assert first_line(ValueError("one\ntwo")) == "ValueError: one"
+    assert first_line(KeyError()) == "KeyError: "
