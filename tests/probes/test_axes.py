@@ -162,3 +162,14 @@ def test_another_thread_is_not_followed() -> None:
         assert trace._inside == inside
     finally:
         trace.stop()
+
+
+def test_arguments_are_found_wherever_they_are() -> None:
+    """The first holds the examples, and so do the others where nothing speaks against it."""
+    trace, (x, y, z) = AxisTrace(), torch.zeros(3, 4, 2)
+    trace.start(nn.Identity(), ([x, 3],), {"more": {"y": (y, None)}, "number": torch.zeros(()), "z": z})
+    try:
+        found = [trace.axes_of(tensor)[0].claims() for tensor in (x, y, z)]
+    finally:
+        trace.stop()
+    assert found == [{"B": Strength.INPUT}, {"B": Strength.ARGUMENT}, {"B": Strength.ARGUMENT}]

@@ -377,6 +377,16 @@ def test_ratio_of_sums_and_its_standard_error() -> None:
     assert float(tally.rows) == float(n.sum())
 
 
+def test_sums_follow_the_rows_to_their_device() -> None:
+    """The meta device stands for a second one."""
+    tally = Tally()
+    for device in ("cpu", "meta"):
+        tally.add(torch.rand(2, 3, 4, device=device), torch.ones(3, 4, dtype=torch.bool, device=device))
+        assert tally._sums is not None
+        for part in (tally.rows, tally._examples, tally._rows_square, tally._sums):
+            assert (part.device.type, part.dtype) == (device, torch.float64)
+
+
 def stepped(steps: int, state: Any = None) -> Bank:
     bank = Bank({"y": Classification(4)}, (0.1, 0.02))
     if state is None:
