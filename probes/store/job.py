@@ -195,7 +195,8 @@ class Lock:
     """Keeps a second call out of a store; a killed process leaves none behind."""
 
     def __init__(self, store: Path):
-        self._store, self._file = store, -1
+        self._store = store
+        self._file: int | None = None
 
     def acquire(self) -> None:
         """Take it.
@@ -219,6 +220,6 @@ class Lock:
 
     def release(self) -> None:
         """Give it back, if it was taken."""
-        if self._file >= 0:
+        if self._file is not None:
             os.close(self._file)
-            self._file = -1
+            self._file = None

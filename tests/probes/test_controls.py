@@ -139,10 +139,26 @@ def test_read_outs_of_rows_without_the_last_class_and_their_intervals():
         interval = binomtest(round(found.error * few.n), few.n).proportion_ci(method="wilson")
         assert (found.error_low, found.error_high) == pytest.approx(interval, abs=1e-9)
         assert found.top5_error <= found.error
+        assert (found.target, found.features, found.lr, found.steps) == ("y", 6, None, 0)
     z, theta = standardised(data["useful"]), np.eye(7)
     model = Ridge(alpha=1e-2 * data.n).fit(z, theta[data.labels])
     loss = ((model.predict(z) - theta[data.labels]) ** 2).sum(1)[data.labels == 1]
     assert found.loss == pytest.approx(loss.mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [12, 200])
+def test_read_outs_do_not_depend_on_blocks_of_rows(monkeypatch, size):
+    train, test = parts(table(300, size, 6, noise=3))
+    read_outs = (
+        lambda: ridge(train, test, progress=False)["valid"]["useful"],
+        lambda: nearest_neighbours(train, test, k=9, progress=False)["useful"],
+    )
+    whole = [read_out() for read_out in read_outs]
+    monkeypatch.setattr("probes.fit.features._MOST_ROWS", 37)
+    for one, read_out in zip(whole, read_outs, strict=True):
+        found = read_out()
+        assert (found.error, found.l2) == (one.error, one.l2)
+        assert found.loss == pytest.approx(one.loss, rel=1e-9)
 
 
 def test_ridge_chooses_its_strength_on_validation_rows():
@@ -200,6 +216,8 @@ def test_other_labels_for_the_same_features():
     data = table(300, 6, 4)
     parity = with_labels(data, data.labels % 2)
     assert parity.layers == data.layers
+    described = ArrayFeatures({"x": np.zeros((2, 1))}, np.arange(2), {"x": "avg:1"})
+    assert with_labels(described, np.zeros(2, int)).reductions == {"x": "avg:1"}
     found = fit_probes(parity, l2=1e-2, progress=False)
     assert found.train["useful"].error < 0.3
     assert found.train.references[0].majority_error == pytest.approx(0.5, abs=0.1)
