@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -457,6 +458,29 @@ def test_the_basis_is_as_large_as_helps() -> None:
     assert capacity(600, 100) == 340
     assert capacity(600, 3, 50) == 50
     assert capacity(30, 3, 50) == 30
+
+
+def test_all_of_a_small_space_is_taken_if_the_products_suffice() -> None:
+    """From half of it on; that is 60 products and two that certify."""
+    matrix = np.diag(np.linspace(-1, 1, 60))
+    for limit in (60, 61, 62, None):
+        spectrum = extreme_eigenpairs(matrix, 2, 0, max_products=limit, check=False)
+        assert spectrum.converged
+        whole = limit in (62, None)
+        assert spectrum.products == 62 if whole else 30 < spectrum.products < 58
+        assert (max(pair.residual for pair in spectrum.pairs) < 1e-12) == whole
+
+
+def test_the_seconds_of_all_products_add_up() -> None:
+    class Slow(Dense):
+        def _multiply(self, vectors: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.02)
+            return super()._multiply(vectors)
+
+    with Products(Slow(np.eye(3)), None, progress=False) as products:
+        for _ in range(3):
+            products(torch.ones(1, 3, dtype=torch.float64))
+        assert products.seconds >= 0.06
 
 
 # -- products -------------------------------------------------------------------------------------------
