@@ -282,6 +282,13 @@ def test_a_large_column_is_known_by_rows_spread_over_it(tmp_path, monkeypatch):
             column.check(digest, fully=fully)
 
 
+@pytest.mark.parametrize("other", [np.zeros((7, 3), np.int32), np.zeros((3, 7), np.float32)])
+def test_a_column_of_the_same_size_and_another_kind_is_refused(tmp_path, other):
+    np.save(tmp_path / "x.npy", other)
+    with pytest.raises(ProbeError, match=r"x\.npy holds .* instead of float32 of shape \(7, 3\)"):
+        Column(tmp_path / "x.npy", "float32", 7, (3,)).read()
+
+
 @pytest.mark.parametrize("chunk", [1, 100, 116, 10**9])
 def test_a_column_is_checked_in_chunks(tmp_path, monkeypatch, chunk):
     monkeypatch.setattr("probes.store.columns._CHUNK", chunk)

@@ -175,6 +175,13 @@ def test_the_error_of_rows_that_have_a_class(
     assert store.model_error() == (None if expected is None else pytest.approx(expected))
 
 
+def test_the_error_of_very_many_rows(tmp_path: Path) -> None:
+    x = torch.eye(2)[torch.zeros(9000, dtype=torch.int64)]
+    y = (torch.arange(9000) == 4096).long()
+    store = extract(tmp_path, nn.Identity(), [(x, y)], layers=["output"])
+    assert (store.model_error() or (0, 0))[0] == pytest.approx(1 / 9000)
+
+
 def test_automatic_layers_leave_out_what_has_no_row_per_example(tmp_path: Path) -> None:
     class Windows(nn.Module):
         def __init__(self) -> None:

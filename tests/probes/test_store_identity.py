@@ -412,6 +412,7 @@ def test_holdings_are_what_a_data_set_keeps(tmp_path: Path) -> None:
         ([1, "a"], [1, "b"]),
         ({"a": 1}, {"a": 2}),
         ({1, 2}, {1, 3}),
+        ({1, "a"}, {1, "b"}),
         (range(3), range(4)),
         (b"1", b"2"),
         (np.array(["a", [1]], dtype=object), np.array(["a", [2]], dtype=object)),
