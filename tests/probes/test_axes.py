@@ -41,6 +41,10 @@ def test_a_part_is_what_the_whole_is_but_not_the_reverse() -> None:
     assert part.origins == [whole]
     part.unite(whole)  # it follows from the whole, so they are not one
     assert part.root is not whole.root
+    other = Axis()
+    third = Axis(whole=whole)
+    third.unite(Axis(whole=other))
+    assert third.origins == [whole, other]
 
 
 def test_what_is_flattened_is_known_by_its_parts() -> None:
