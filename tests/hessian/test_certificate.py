@@ -15,8 +15,8 @@ from hessian.block import Block, certified, polished, rayleigh_ritz
 from hessian.eigenpairs import _Solver, extreme_eigenpairs
 from hessian.errors import HessianError
 from hessian.first_run import _kept, _still, wanted_pairs
-from hessian.lanczos import Lanczos, check_symmetry, ends
-from hessian.missed import Goal, Span, undetected_share
+from hessian.lanczos import Lanczos, Ritz, check_symmetry, ends
+from hessian.missed import Goal, MissedSearch, Span, undetected_share
 from hessian.operator import as_operator
 from hessian.products import Products
 from hessian.request import basis_capacity, checked_goal, product_limit
@@ -409,6 +409,26 @@ def test_the_margin_of_the_search_is_half_of_tol_of_the_width() -> None:
         check = extreme_eigenpairs(with_half_of_it, 1, 0, start=start, tol=tol).missed_check
         assert check is not None
         assert check.found == found
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "clear"), [(-0.2, 1.2, True), (-0.05, 1.2, False), (-0.2, 1.05, False)]
+)
+def test_a_search_ends_early_only_where_both_ends_are_clear(
+    lower: float, upper: float, clear: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its Ritz values lie in 0 ... 1, and no eigenvalue more than 0.1 outside."""
+    operator = as_operator(np.eye(9))
+    vectors = torch.eye(9, dtype=torch.float64)[:2]
+    pairs = Block(vectors, vectors, np.ones(2), np.zeros(2))
+    with Products(operator, None, progress=False) as products:
+        search = MissedSearch(
+            pairs, Goal(1, 1, 1e-3, 0.1, 1e-15), Span(0.0, 1.0), products, generator(), 5, 1e-16
+        )
+        monkeypatch.setattr(search, "_doubt", lambda lanczos, ritz: 0.1)
+        ritz = Ritz(np.array([0.0, 1.0]), np.eye(2), np.zeros(2), 1.0)
+        basis = exhausted(np.arange(4.0), steps=2)
+        assert search._clear(basis, ritz, lower, upper, margin=0.0, spent=0) is clear
 
 
 def test_the_search_is_as_short_as_it_is_said_to_be() -> None:
