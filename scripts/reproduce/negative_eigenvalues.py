@@ -31,6 +31,14 @@ PAPER = """\
 The paper saw: along negative curvature the loss can fall by much more than along positive curvature, and the
 best step there is far larger than 1/|λ|, while along positive curvature 1/α* is close to λ; the extreme
 eigenvalues grow at first and settle within some thousand minibatches."""
+CHANGED = """\
+Version 0.1.0 judged an eigenvector by the spectrum's width alone, and counted the line searches along all
+of them: late in training, pairs of the small negative end had residuals of up to a tenth of |λ|, and their
+vectors' neighbours in them; the side of v on which a search looked was open, so that 1/α* came out negative
+at minibatch 0. Now a pair is known by its own size too, searches look downhill, a reading says how far the
+vector's angle leaves it open (±), and one whose slope has no sure sign counts for nothing: "not
+determined". The negative end is so dense beside its distance from zero that this is the lot of several of
+its vectors at this tolerance."""
 
 
 def main() -> None:
@@ -166,6 +174,8 @@ pairs as a share of the spectrum's width; `seconds` are as they passed, whatever
 {table}
 
 {text}
+
+{CHANGED}
 
 {chr(10).join(pictures)}
 
