@@ -157,7 +157,10 @@ class Lanczos:
 
     def ritz(self) -> Ritz:
         """The Ritz pairs of the basis so far, in float64."""
-        values, coefficients = np.linalg.eigh(self.projected[: self.size, : self.size])
+        # By torch: the threads of NumPy's own BLAS would go on spinning for a while, in the way of the next
+        # product, which then takes twice as long.
+        projected = torch.as_tensor(self.projected[: self.size, : self.size])
+        values, coefficients = (part.numpy() for part in torch.linalg.eigh(projected))
         return Ritz(values, coefficients, np.abs(self.coupling @ coefficients), self.scale)
 
     def vectors(self, coefficients: Matrix) -> torch.Tensor:

@@ -55,7 +55,9 @@ def short_lanczos(
         if j + 1 == products or not left > _ROUNDING * size:
             break
         basis[j + 1] = image / left
-    values, coefficients = np.linalg.eigh(projected[: j + 1, : j + 1])
+    # By torch, for the reason in `Lanczos.ritz`.
+    pairs = torch.linalg.eigh(torch.as_tensor(projected[: j + 1, : j + 1]))
+    values, coefficients = (part.numpy() for part in pairs)
     vectors = torch.as_tensor(coefficients[:, [0, -1]].T).to(basis) @ basis[: j + 1]
     vectors = vectors / vectors.norm(dim=1, keepdim=True)
     # A v - value v is what was left of the last product, times v's last coefficient.
