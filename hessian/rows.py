@@ -56,7 +56,7 @@ def subtract(
             chunk, rest = rows[:, part], vector[part]
             rest.addmv_(chunk.T, coefficients, alpha=-1)
             total += chunk @ rest
-            square += rest @ rest
+            square += rest.square().sum(dtype=torch.float64)
         return total, square
 
     totals, squares = zip(*_on_threads(over, rows), strict=True)
