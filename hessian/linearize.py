@@ -12,9 +12,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from .batch import leaves, mapped
 
-aten = torch.ops.aten
-
 __all__ = ["Linearized", "Linearizer", "Product", "Tensors"]
+
+aten = torch.ops.aten
 
 Tensors = Mapping[str, torch.Tensor]
 Product = Callable[[Tensors, Tensors, Tensors, Any], Tensors]

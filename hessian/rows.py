@@ -102,8 +102,10 @@ def _on_threads(over: Callable[[slice], Part], rows: torch.Tensor) -> list[Part]
     The BLAS multiplies a matrix by a vector on one thread, which has half of the memory's bandwidth at most.
     """
     size = rows.shape[1]
+    if rows.device.type != "cpu":
+        return [over(slice(0, size))]
     spans = [slice(begin, min(begin + _SPAN, size)) for begin in range(0, max(size, 1), _SPAN)]
-    if rows.device.type != "cpu" or rows.numel() < _SMALL or torch.get_num_threads() == 1:
+    if rows.numel() < _SMALL or torch.get_num_threads() == 1:
         return [over(span) for span in spans]
     inference = torch.is_inference_mode_enabled()  # of this thread; new ones know nothing of it
 
@@ -117,7 +119,7 @@ def _on_threads(over: Callable[[slice], Part], rows: torch.Tensor) -> list[Part]
 
 def _chunks(rows: torch.Tensor, columns: slice | None = None) -> Iterator[slice]:
     # 8192 columns of 60 float32 rows are 2 MB, about a core's cache; an accelerator wants more at once.
-    width = 8192 if rows.device.type == "cpu" else _SPAN
+    width = 8192 if rows.device.type == "cpu" else 1 << 18
     columns = slice(0, rows.shape[1]) if columns is None else columns
     for begin in range(columns.start, columns.stop, width):
         yield slice(begin, min(begin + width, columns.stop))
