@@ -89,7 +89,11 @@ def test_killed_at_twenty_random_moments(tmp_path: Path, undisturbed: dict[str, 
         time.sleep(generator.uniform(0, duration))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        caught, tried = caught + os.WIFSIGNALED(status), tried + 1
+        if os.WIFSIGNALED(status):
+            caught += 1
+        else:
+            duration *= 0.9  # the one that was timed may have had to wait for the processor
+        tried += 1
         if not any((folder / "store").glob("*/manifest.json")):
             with pytest.raises(ProbeError, match=r"unfinished|does not exist"):
                 FeatureStore.open(folder / "store")
