@@ -3,21 +3,25 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from thermoscope.errors import AnalysisError
+from thermoscope.shadowing import require_own_packages
+
 if TYPE_CHECKING:
-    from .curvature import HessianSettings, measure_hessian
-    from .errors import AnalysisError
-    from .figures import error_by_depth
-    from .graph import GraphNode, ModelGraph, model_graph
-    from .network_figure import graph_figure, graph_over_training, save_graph_figure
-    from .preprocessing import Preprocessing, own_preprocessing
-    from .probe_settings import ProbeSettings
-    from .probing import probe_model, probe_snapshots
-    from .runs import Run
-    from .schedule import Schedule
-    from .sources import DataSplits, load_data, load_model
-    from .tables import by_step, frame, history
-    from .training_figures import error_curves, error_heat_map
-    from .weights import load_checkpoint_of, load_weights
+    from .figures.network.figure import graph_figure, graph_over_training, save_graph_figure
+    from .figures.network.graph import GraphNode, ModelGraph, model_graph
+    from .figures.probes import error_by_depth
+    from .figures.probes_over_training import error_curves, error_heat_map
+    from .jobs.hessian import measure_hessian
+    from .jobs.probe import probe_model, probe_snapshots
+    from .jobs.settings import HessianSettings, ProbeSettings, TrainSettings
+    from .jobs.train import train
+    from .runs.run import Run
+    from .runs.schedule import Schedule
+    from .runs.tables import by_step, frame, history
+    from .sources.data import DataSplits, load_data
+    from .sources.models import load_model
+    from .sources.preprocessing import Preprocessing, own_preprocessing
+    from .sources.weights import load_checkpoint_of, load_weights
 
 __all__ = [
     "AnalysisError",
@@ -29,6 +33,7 @@ __all__ = [
     "ProbeSettings",
     "Run",
     "Schedule",
+    "TrainSettings",
     "by_step",
     "error_by_depth",
     "error_curves",
@@ -47,26 +52,31 @@ __all__ = [
     "probe_model",
     "probe_snapshots",
     "save_graph_figure",
+    "train",
 ]
 
 # Where each name comes from is imported when it is first asked for: the command answers a wrong word at once,
 # and Ctrl-C finds it ready.
 _HOMES = {
-    "curvature": ("HessianSettings", "measure_hessian"),
-    "errors": ("AnalysisError",),
-    "figures": ("error_by_depth",),
-    "graph": ("GraphNode", "ModelGraph", "model_graph"),
-    "network_figure": ("graph_figure", "graph_over_training", "save_graph_figure"),
-    "preprocessing": ("Preprocessing", "own_preprocessing"),
-    "probe_settings": ("ProbeSettings",),
-    "probing": ("probe_model", "probe_snapshots"),
-    "runs": ("Run",),
-    "schedule": ("Schedule",),
-    "sources": ("DataSplits", "load_data", "load_model"),
-    "tables": ("by_step", "frame", "history"),
-    "training_figures": ("error_curves", "error_heat_map"),
-    "weights": ("load_checkpoint_of", "load_weights"),
+    "figures.network.figure": ("graph_figure", "graph_over_training", "save_graph_figure"),
+    "figures.network.graph": ("GraphNode", "ModelGraph", "model_graph"),
+    "figures.probes": ("error_by_depth",),
+    "figures.probes_over_training": ("error_curves", "error_heat_map"),
+    "jobs.hessian": ("measure_hessian",),
+    "jobs.probe": ("probe_model", "probe_snapshots"),
+    "jobs.settings": ("HessianSettings", "ProbeSettings", "TrainSettings"),
+    "jobs.train": ("train",),
+    "runs.run": ("Run",),
+    "runs.schedule": ("Schedule",),
+    "runs.tables": ("by_step", "frame", "history"),
+    "sources.data": ("DataSplits", "load_data"),
+    "sources.models": ("load_model",),
+    "sources.preprocessing": ("Preprocessing", "own_preprocessing"),
+    "sources.weights": ("load_checkpoint_of", "load_weights"),
 }
+
+
+require_own_packages("probes", "hessian")
 
 
 def __getattr__(name: str) -> Any:

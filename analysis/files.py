@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
-from .errors import AnalysisError
+from thermoscope.errors import AnalysisError
 
 try:
     import fcntl

@@ -7,22 +7,23 @@ spectrum = extreme_eigenpairs(loss.hessian(), largest=20, smallest=3)   # values
 search = line_search(loss, spectrum.smallest[0])             # L along v, quadratic model, alpha*
 """
 
+from thermoscope.errors import HessianError
+
 from .compare import Comparison, ComparisonEnd, GradientOverlap, GradientOverlapEnd, compare, gradient_overlap
-from .curvature import CurvatureOperator
-from .data import fixed_subset
-from .density import Density, Quadrature, spectral_density
-from .eigenpairs import extreme_eigenpairs
-from .errors import HessianError
-from .hvp import MODES, Mode
+from .distributed import Team
+from .empirical_risk.data import fixed_subset
+from .experimental.negative_curvature import NegativeCurvature
+from .experimental.tracker import EigenTracker, TrackedPair
 from .line_search import LineSearch, Slice, line_search, slice_2d
 from .loss import Loss
-from .methods import Choice
-from .operator import SymmetricOperator, as_operator
-from .optimizer import NegativeCurvature
-from .results import Eigenpair, MissedCheck, Spectrum
-from .team import Team
-from .trace import Estimate, frobenius_norm, trace
-from .tracker import EigenTracker, TrackedPair
+from .products.choose import Choice
+from .products.curvature import CurvatureOperator
+from .products.matrices import MODES, Mode
+from .products.symmetric import SymmetricOperator, as_operator
+from .spectrum.density import Density, Quadrature, spectral_density
+from .spectrum.eigenpairs import extreme_eigenpairs
+from .spectrum.results import Eigenpair, MissedCheck, Spectrum
+from .spectrum.trace import Estimate, frobenius_norm, trace
 
 __all__ = [
     "MODES",

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import scipy.linalg
 import torch
 
-from .errors import HessianError
-from .results import Eigenpair, Spectrum
+from thermoscope.errors import HessianError
+
+from .spectrum.results import Eigenpair, Spectrum
 
 __all__ = [
     "Comparison",

@@ -11,9 +11,10 @@ import numpy.typing as npt
 import torch
 from scipy.optimize import minimize_scalar
 
-from .errors import HessianError
+from thermoscope.errors import HessianError
+
 from .loss import Loss
-from .results import Eigenpair
+from .spectrum.results import Eigenpair
 
 __all__ = ["LineSearch", "Slice", "line_search", "slice_2d"]
 

@@ -11,15 +11,16 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from .curvature import CurvatureOperator
-from .errors import HessianError
-from .hvp import Curvature, Mode, difference, gauss_newton_of, hessian_of
-from .mean_check import MeanCheck
-from .methods import Methods
-from .objective import Objective, non_finite
-from .parameters import flatten, split
-from .passes import Passes
-from .team import Team
+from thermoscope.errors import HessianError
+
+from .distributed import Team
+from .empirical_risk.batch_loss import Objective, non_finite
+from .empirical_risk.data_pass import Passes
+from .empirical_risk.mean_check import MeanCheck
+from .empirical_risk.parameters import flatten, split
+from .products.choose import Methods
+from .products.curvature import CurvatureOperator
+from .products.matrices import Curvature, Mode, difference, gauss_newton_of, hessian_of
 
 __all__ = ["Loss"]
 

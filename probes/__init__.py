@@ -9,6 +9,8 @@ with ProbeSet(model, layers=["layer*.*", "layer1.0.add"], num_classes=1000) as p
     result = probes.evaluate(valid_loader)       # error, loss and standard errors per layer
 """
 
+from thermoscope.errors import ProbeError
+
 from .controls import (
     CodeLength,
     LearningCurve,
@@ -19,7 +21,19 @@ from .controls import (
     ridge,
     selectivity,
 )
-from .errors import ProbeError
+from .features.hook_points import hook_points
+from .features.patterns import HookPoint, Pattern, Selection
+from .features.reduction import (
+    Auto,
+    Flatten,
+    Pool,
+    Positions,
+    Project,
+    Reduction,
+    Subset,
+    Token,
+    parse_reduction,
+)
 from .fit import (
     ArrayFeatures,
     FeatureTable,
@@ -30,15 +44,12 @@ from .fit import (
     fit_probes,
     with_labels,
 )
-from .host import default_forward
 from .probe_set import ProbeSet
-from .reduction import Auto, Flatten, Pool, Positions, Project, Reduction, Subset, Token, parse_reduction
 from .results import ProbeResult, Reading, Reference
-from .selection import HookPoint, Pattern, Selection
 from .store import Estimate, FeatureStore
 from .streams import preserved_random_state, random_subset
-from .survey import hook_points
 from .targets import Classification, MultiLabel, Regression, Target
+from .user_model import default_forward
 
 __all__ = [
     "ArrayFeatures",

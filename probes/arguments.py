@@ -7,7 +7,7 @@ import operator
 from numbers import Real
 from typing import Any
 
-from .errors import ProbeError
+from thermoscope.errors import ProbeError
 
 __all__ = ["positive_number", "whole_number"]
 

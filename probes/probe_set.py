@@ -13,12 +13,22 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
+from thermoscope.errors import ProbeError
+
 from .arguments import positive_number, whole_number
-from .automatic import automatic_layers
-from .bank import Bank, ProbeSpec
-from .early_stopping import EarlyStopping
-from .errors import ProbeError
-from .host import (
+from .features.auto import automatic_layers
+from .features.layer_reader import Batch, FeatureReader, Settled
+from .features.layout import LayoutText
+from .features.patterns import Pattern, Selection
+from .features.reduction import Reduce
+from .features.taps import Taps
+from .online.bank import Bank, ProbeSpec
+from .online.early_stopping import EarlyStopping
+from .online.labels import Labels
+from .online.measurement import Measurement
+from .results import ProbeResult
+from .targets import Target, as_targets
+from .user_model import (
     Forward,
     default_forward,
     device_of,
@@ -28,15 +38,6 @@ from .host import (
     to_device,
     unwrap,
 )
-from .labels import Labels
-from .layout import LayoutText
-from .measurement import Measurement
-from .reader import Batch, FeatureReader, Settled
-from .reduction import Reduce
-from .results import ProbeResult
-from .selection import Pattern, Selection
-from .taps import Taps
-from .targets import Target, as_targets
 
 __all__ = ["ProbeSet"]
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .errors import ProbeError
+from thermoscope.errors import ProbeError
+
+from .features.patterns import nearest
 from .intervals import normal
-from .selection import nearest
 
 __all__ = ["ProbeResult", "Reading", "Reference"]
 

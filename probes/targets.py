@@ -9,8 +9,9 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 
+from thermoscope.errors import ProbeError
+
 from .arguments import whole_number
-from .errors import ProbeError
 
 __all__ = ["Classification", "MultiLabel", "Regression", "Target", "as_targets"]
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from hessian import Loss
 from probes import default_forward
-from probes.host import logits_of, to_device
+from probes.user_model import logits_of, to_device
 
 from .odd_inputs.losses import FORMS
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.errors import AnalysisError
 from hessian import HessianError
 from probes import ProbeError
+from thermoscope.errors import AnalysisError
 
 from . import odd_inputs
 from .odd_inputs import Case, Refused

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from analysis import Run
-from analysis.cli import main
+from thermoscope.command import main
 
 from .analysis.small import data, residual_net
 
@@ -43,7 +43,7 @@ QUICKER = {
     "probe": ("--l2", "0.1"),
     "hessian": ("--line-searches", "1", "--steps", "2", "--tol", "0.01", "--parameters", "layer1.*"),
 }
-LAUNCHER = ["torchrun", "--nproc-per-node", "2", "--", "-m", "analysis.cli"]
+LAUNCHER = ["torchrun", "--nproc-per-node", "2", "--", "-m", "thermoscope"]
 
 
 def shell_lines(text: str) -> list[str]:
@@ -160,9 +160,9 @@ def _run_by_two(words: list[str]) -> None:
 
 def test_the_demo(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """What it trains is given less to do."""
-    import analysis.demo
-    from analysis.curvature import HessianSettings, measure_hessian
-    from analysis.training import TrainSettings, train
+    import analysis.jobs.demo
+    from analysis.jobs.hessian import HessianSettings, measure_hessian
+    from analysis.jobs.train import TrainSettings, train
 
     assert "`thermoscope demo`" in README
     small = TrainSettings(
@@ -224,7 +224,7 @@ def test_examples_of_the_help_texts_can_be_typed(
     text = re.sub(r"\\\n\s*", "", capsys.readouterr().out.partition("example")[2])
     lines = re.findall(r"^ +thermoscope (.*)$", text, re.M)
     assert lines
-    from analysis.cli import _parser
+    from analysis.commands import parser
 
     for line in lines:
-        _parser().parse_args(shlex.split(line)) if "..." not in line else None
+        parser().parse_args(shlex.split(line)) if "..." not in line else None

@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from ..demo import demo, demo_hessian
+    from ..jobs.demo import demo, demo_hessian
 
     path = options.run or _unused(Path("runs/demo"))
     print("A small convnet learns 1,797 handwritten digits of 8x8 pixels (scikit-learn).\n", flush=True)

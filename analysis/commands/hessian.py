@@ -14,9 +14,7 @@ __all__ = ["add"]
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    from hessian import MODES
-
-    from ..curvature import HessianSettings
+    from ..jobs.settings import HessianSettings
 
     text = "extreme eigenvalues of the Hessian at the snapshots of a run"
     parser = commands.add_parser(
@@ -48,8 +46,9 @@ def add(commands: Any) -> None:
     )
     option(
         "mode",
-        "how products are computed, instead of by the first way that works and fits the memory",
-        choices=MODES,
+        "how products are computed: linearized, retained, reverse_reverse or forward_reverse "
+        "(default: the first that works and fits the memory)",
+        metavar="MODE",
     )
     option("steps", "only these snapshots", nargs="+", type=count, metavar="STEP")
     option("seed", "of the subset and the solver", type=count, metavar="N")
@@ -58,7 +57,8 @@ def add(commands: Any) -> None:
 
 
 def _hessian(options: argparse.Namespace) -> int:
-    from ..curvature import HessianSettings, measure_hessian
+    from ..jobs.hessian import measure_hessian
+    from ..jobs.settings import HessianSettings
 
     spectra = measure_hessian(options.run, settings_from(options, HessianSettings))
     if spectra:  # the first process of several reports them

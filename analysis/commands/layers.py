@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..errors import AnalysisError
+from thermoscope.errors import AnalysisError
 
 __all__ = ["add"]
 
@@ -19,7 +19,9 @@ def add(commands: Any) -> None:
         description=text + ", in execution order, "
         "with their layouts (B examples, C channels, T, L, H, W, D or P positions, ? unknown) and shapes",
     )
-    parser.add_argument("--model", required=True, help="torchvision:NAME, timm:NAME or my.module:function")
+    parser.add_argument(
+        "--model", required=True, help="torchvision:NAME, timm:NAME, paper:NAME or my.module:function"
+    )
     parser.add_argument(
         "--input", default="3x224x224", metavar="CxHxW", help="size of an image (default: %(default)s)"
     )
@@ -31,7 +33,7 @@ def _layers(options: argparse.Namespace) -> int:
 
     from probes import hook_points
 
-    from ..sources import load_model
+    from ..sources.models import load_model
 
     shape = [int(n) for n in options.input.split("x") if n.isascii() and n.isdigit()]
     if len(shape) != options.input.count("x") + 1:

@@ -10,13 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import AnalysisError
+from thermoscope.errors import AnalysisError
+
 from .options import count, folder, option_of, positive, settings_from
 
 if TYPE_CHECKING:
     from probes import Estimate, ProbeResult
 
-    from ..probe_settings import ProbeSettings
+    from ..jobs.settings import ProbeSettings
 
 __all__ = ["add"]
 
@@ -25,8 +26,7 @@ _AS_TRAINED = {"layers": "probe", "exclude": "exclude", "reduce": "reduce"}  # u
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    from ..controls import CONTROLS
-    from ..probe_settings import ProbeSettings
+    from ..jobs.settings import CONTROLS, ProbeSettings
 
     text = "fit probes to their optimum, on a checkpoint or on the snapshots of a run"
     parser = commands.add_parser(
@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
     option = partial(option_of, ProbeSettings)
     parser.add_argument("--run", type=folder, required=True, metavar="DIR", help="run directory")
     what = parser.add_argument_group("a trained model")
-    what.add_argument("--model", help="torchvision:NAME, timm:NAME or my.module:function")
+    what.add_argument("--model", help="torchvision:NAME, timm:NAME, paper:NAME or my.module:function")
     what.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help="its weights: .safetensors or a state_dict"
     )
@@ -118,8 +118,8 @@ def add(commands: Any) -> None:
 
 
 def _probe(options: argparse.Namespace) -> int:
-    from ..probing import probe_model, probe_snapshots
-    from ..tables import by_step
+    from ..jobs.probe import probe_model, probe_snapshots
+    from ..runs.tables import by_step
 
     settings = _settings(options)
     if options.model is None:
@@ -142,8 +142,8 @@ def _probe(options: argparse.Namespace) -> int:
 
 def _settings(options: argparse.Namespace) -> ProbeSettings:
     """Unless told otherwise, a run is probed on the layers and with the reduction of its training."""
-    from ..probe_settings import ProbeSettings
-    from ..run_records import read_config
+    from ..jobs.settings import ProbeSettings
+    from ..runs.records import read_config
 
     config = read_config(options.run) if options.model is None else {}
     if options.layers is not None:  # others than in training, of which none is to be left out
@@ -164,8 +164,8 @@ def _announce(estimate: Estimate) -> None:
 
 def _print_controls(options: argparse.Namespace, results: Mapping[int, ProbeResult]) -> None:
     """Of the last step that has some."""
-    from ..run_records import RunRecords
-    from ..tables import by_step, with_controls
+    from ..runs.records import RunRecords
+    from ..runs.tables import by_step, with_controls
 
     if not options.controls:
         return
@@ -185,10 +185,11 @@ def _model_and_data(options: argparse.Namespace) -> tuple[Any, Any, str]:
     """The model, the data, and where the model's weights are from."""
     from probes import preserved_random_state
 
-    from ..preprocessing import own_preprocessing
-    from ..sources import load_data, load_model, takes_preprocessing
+    from ..sources.data import load_data, takes_preprocessing
+    from ..sources.models import load_model
+    from ..sources.preprocessing import own_preprocessing
+    from ..sources.weights import load_checkpoint_of, load_published
     from ..streams import seed_streams
-    from ..weights import load_checkpoint_of, load_published
 
     if options.data is None:
         raise AnalysisError("--model needs --data: what it is to be probed with.")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hessian import Spectrum
-from probes import ProbeResult
+if TYPE_CHECKING:
+    from hessian import Spectrum
+    from probes import ProbeResult
 
 __all__ = ["report_probes", "report_spectra"]
 
 
 def report_probes(path: Path, before: ProbeResult, after: ProbeResult) -> None:
     """Error by layer before and after training."""
-    from ..tables import side_by_side
+    from ..runs.tables import side_by_side
 
     reference = after.references[0]
     own, (low, high) = reference.model_error, reference.model_interval
@@ -28,8 +30,8 @@ def report_probes(path: Path, before: ProbeResult, after: ProbeResult) -> None:
 
 def report_spectra(path: Path, spectra: Mapping[int, Spectrum]) -> None:
     """Extreme eigenvalues by step."""
-    from ..run_records import RunRecords
-    from ..tables import curvature
+    from ..runs.records import RunRecords
+    from ..runs.tables import curvature
 
     searches = RunRecords(path).line_searches()
     table = curvature(spectra, searches)

@@ -14,20 +14,22 @@ __all__ = ["add"]
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    from ..training import TrainSettings
+    from ..jobs.settings import TrainSettings
 
     parser = commands.add_parser(
         "train",
         help="train a model by name with probes on its layers",
         description="Train a model with probes on its layers. Fresh probes are fitted to the model before "
         "and after; between, they train along without changing the model's training by a bit.",
-        epilog="example:\n  thermoscope train --model analysis.models:mnist_convnet --data torchvision:MNIST "
+        epilog="example:\n  thermoscope train --model paper:mnist_convnet --data torchvision:MNIST "
         "--data-dir data \\\n      --probe input '*' --epochs 3 --snapshots log:20 --run runs/mnist",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     option = partial(option_of, TrainSettings)
     what = parser.add_argument_group("what to train")
-    what.add_argument("--model", required=True, help="torchvision:NAME, timm:NAME or my.module:function")
+    what.add_argument(
+        "--model", required=True, help="torchvision:NAME, timm:NAME, paper:NAME or my.module:function"
+    )
     what.add_argument(
         "--data",
         required=True,
@@ -66,7 +68,8 @@ def add(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from ..training import TrainSettings, train
+    from ..jobs.settings import TrainSettings
+    from ..jobs.train import train
 
     before, after = train(settings_from(options, TrainSettings), options.run, resume=options.resume)
     report_probes(options.run, before, after)

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from thermoscope.errors import ProbeError
+
 from ..arguments import whole_number
-from ..errors import ProbeError
 from ..fit import FeatureTable, FittedProbes, fit_probes
 from ..fit.views import RowSubset, stratified_order
 

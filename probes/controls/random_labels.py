@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thermoscope.errors import ProbeError
+
 from ..arguments import whole_number
-from ..errors import ProbeError
 from ..fit import FeatureTable, fit_probes, with_labels
 from ..fit.views import RowSubset
 

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 import torch
 from tqdm import tqdm
 
+from thermoscope.errors import ProbeError
+
 from ..arguments import whole_number
-from ..errors import ProbeError
 from ..fit.features import FeatureTable, Rows, Scaling
 from ..fit.readings import result
 from ..fit.splits import Splits
 from ..fit.strengths import from_strong_to_weak
+from ..mean_se import Tally
 from ..results import ProbeResult, Reading
-from ..tally import Tally
 
 __all__ = ["nearest_neighbours", "ridge"]
 

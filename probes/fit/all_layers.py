@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from tqdm import tqdm
 
+from thermoscope.errors import ProbeError
+
 from ..arguments import positive_number, whole_number
-from ..errors import ProbeError
 from ..results import Reading
 from .features import FeatureTable
 from .fitted import FittedProbes

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..errors import ProbeError
+from thermoscope.errors import ProbeError
+
 from ..results import ProbeResult
 from .features import FeatureTable, Rows, Scaling
 from .fitted import FittedProbes, LinearClassifier

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..errors import ProbeError
+from thermoscope.errors import ProbeError
 
 __all__ = ["ArrayFeatures", "FeatureTable", "Rows", "Scaling"]
 

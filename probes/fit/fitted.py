@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import log_softmax
 
-from ..errors import ProbeError
+from thermoscope.errors import ProbeError
+
 from ..results import ProbeResult
 
 __all__ = ["FittedProbes", "LinearClassifier", "PathPoint"]

@@ -9,7 +9,8 @@ from math import inf
 import numpy as np
 import torch
 
-from ..errors import ProbeError
+from thermoscope.errors import ProbeError
+
 from .features import Rows, Scaling
 from .fitted import LinearClassifier, PathPoint
 from .metric import Gram, Metric

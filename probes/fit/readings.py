@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..mean_se import Tally
 from ..results import ProbeResult, Reading, Reference
-from ..tally import Tally
 from ..targets import Classification
 from .features import FeatureTable, Rows
 from .fitted import PathPoint

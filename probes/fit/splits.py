@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from thermoscope.errors import ProbeError
+
 from ..arguments import whole_number
-from ..errors import ProbeError
 from .features import FeatureTable
 
 __all__ = ["Splits", "require_classes", "require_labels"]

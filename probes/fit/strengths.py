@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from thermoscope.errors import ProbeError
+
 from ..arguments import positive_number
-from ..errors import ProbeError
 
 __all__ = ["from_strong_to_weak"]
 

@@ -13,7 +13,8 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ProbeError
+from thermoscope.errors import ProbeError
+
 from .digests import array_digest
 
 __all__ = ["Column", "Digest", "file_name", "hexadecimal"]

@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ProbeError
+from thermoscope.errors import ProbeError
+
 from .columns import Column, Digest, file_name
 from .layer_run import SINGLE, StoredLayer
 from .records import checksum, read_record, write_record

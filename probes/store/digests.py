@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from ..errors import ProbeError
+from thermoscope.errors import ProbeError
 
 __all__ = ["Digests", "array_digest", "input_digests", "mixed", "model_digest", "tensor_bytes"]
 

@@ -13,9 +13,10 @@ import numpy.typing as npt
 import torch.distributed as dist
 from torch import nn
 
-from ..errors import ProbeError
-from ..host import held_fixed
-from ..reduction import parse_reduction
+from thermoscope.errors import ProbeError
+
+from ..features.reduction import parse_reduction
+from ..user_model import held_fixed
 from .contents import Data, Manifest, Settings, checkpoint_folder, layer_column
 from .digests import Digests, input_digests, model_digest
 from .job import Job, Lock

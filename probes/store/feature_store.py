@@ -16,12 +16,13 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
+from thermoscope.errors import ProbeError
+
 from ..arguments import whole_number
-from ..errors import ProbeError
-from ..host import Forward, default_forward, unwrap
-from ..layout import LayoutText
-from ..reduction import Reduce
-from ..selection import Pattern, nearest
+from ..features.layout import LayoutText
+from ..features.patterns import Pattern, nearest
+from ..features.reduction import Reduce
+from ..user_model import Forward, default_forward, unwrap
 from .columns import Column, Digest
 from .contents import Data, Manifest, checkpoint_folder, checkpoints, layer_column
 from .digests import model_digest

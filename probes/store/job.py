@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ProbeError
+from thermoscope.errors import ProbeError
+
 from .columns import Column, Digest, hexadecimal
 from .contents import Data, Manifest, Settings, checkpoint_folder, checkpoints, layer_column
 from .layer_run import StoredLayer

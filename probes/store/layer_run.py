@@ -11,14 +11,15 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from ..automatic import automatic_layers
-from ..errors import ProbeError
-from ..host import Forward, device_of, to_device
-from ..layout import Layout, LayoutText
-from ..reader import FeatureReader, Settled
-from ..reduction import Reduce
-from ..selection import Pattern, Selection
-from ..taps import ForwardStopped, Taps
+from thermoscope.errors import ProbeError
+
+from ..features.auto import automatic_layers
+from ..features.layer_reader import FeatureReader, Settled
+from ..features.layout import Layout, LayoutText
+from ..features.patterns import Pattern, Selection
+from ..features.reduction import Reduce
+from ..features.taps import ForwardStopped, Taps
+from ..user_model import Forward, device_of, to_device
 
 __all__ = ["SINGLE", "LayerRun", "Request", "StoredLayer", "Tensors", "listed"]
 

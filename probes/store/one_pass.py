@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from ..errors import ProbeError
-from ..layout import Layout
+from thermoscope.errors import ProbeError
+
+from ..features.layout import Layout
 from .contents import Data
 from .digests import Digests, input_digests
 from .job import Job

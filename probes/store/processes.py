@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from ..errors import ProbeError
+from thermoscope.errors import ProbeError
 
 __all__ = ["Processes"]
 

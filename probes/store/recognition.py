@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ..errors import ProbeError
+from thermoscope.errors import ProbeError
 
 __all__ = ["require_same_features", "tolerance_of"]
 

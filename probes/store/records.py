@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import ProbeError
+from thermoscope.errors import ProbeError
 
 __all__ = ["checksum", "read_record", "readable_errors", "write_record"]
 

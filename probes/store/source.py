@@ -19,8 +19,9 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from ..errors import ProbeError
-from ..host import label_key, tensors_in
+from thermoscope.errors import ProbeError
+
+from ..user_model import label_key, tensors_in
 from .digests import Digests, input_digests
 from .holdings import holdings_digest
 

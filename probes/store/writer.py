@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..errors import ProbeError
+from thermoscope.errors import ProbeError
+
 from .columns import Column
 from .digests import Digests, array_digest, mixed
 from .records import readable_errors

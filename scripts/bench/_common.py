@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from analysis.runs import versions
+from analysis.runs.run import versions
 
 
 def alternate(variants: Mapping[str, Callable[[], Any]], repeats: int, warmup: int) -> dict[str, list[float]]:

@@ -29,9 +29,9 @@ import torch
 import torchvision
 from torch import nn
 
-from analysis.runs import versions
+from analysis.runs.run import versions
 from probes import ProbeSet
-from probes.automatic import automatic_layers
+from probes.features.auto import automatic_layers
 
 QUICK = (
     "torchvision:convnext_tiny",

@@ -36,7 +36,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from sklearn.datasets import load_digits
 from torch import nn
 
-from analysis.models import lenet, small_lenet
+from analysis.sources.paper_models import lenet, small_lenet
 from hessian import Eigenpair, Loss, Spectrum, as_operator, extreme_eigenpairs
 
 LARGEST, SMALLEST = 20, 3

@@ -27,7 +27,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.models import resnet18
 
-from analysis.models import lenet, small_lenet
+from analysis.sources.paper_models import lenet, small_lenet
 from hessian import HessianError, Loss
 
 MODES = ("forward_reverse", "reverse_reverse", "retained", "linearized")

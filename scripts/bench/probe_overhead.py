@@ -25,7 +25,7 @@ from _common import alternate, device, finish, peak_memory, ratio
 from torch import nn
 from torchvision.models import resnet50
 
-from analysis.models import mnist_convnet
+from analysis.sources.paper_models import mnist_convnet
 from probes import ProbeSet
 
 CONVNET = [

@@ -26,8 +26,8 @@ from _common import device, finish
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from analysis.models import lenet
-from analysis.sources import load_data
+from analysis.sources.data import load_data
+from analysis.sources.paper_models import lenet
 from hessian import EigenTracker, Loss, extreme_eigenpairs, fixed_subset
 
 BATCH = 32

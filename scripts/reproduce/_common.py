@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch.utils.data import DataLoader, TensorDataset
 
 from analysis import AnalysisError, DataSplits, load_data
-from analysis.runs import versions
+from analysis.runs.run import versions
 
 
 def parser(description: str) -> argparse.ArgumentParser:

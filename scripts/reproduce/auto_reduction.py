@@ -27,10 +27,10 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from analysis import DataSplits, error_by_depth, load_data
-from analysis.preprocessing import Preprocessing, own_preprocessing
-from analysis.pretrained_models import resnet50_v1
-from analysis.tables import side_by_side
-from analysis.weights import load_weights
+from analysis.runs.tables import side_by_side
+from analysis.sources.paper_models import resnet50_v1
+from analysis.sources.preprocessing import Preprocessing, own_preprocessing
+from analysis.sources.weights import load_weights
 from probes import FeatureStore, ProbeResult, fit_probes
 
 BEFORE, AFTER = "one number per channel, or all", "the finest grid that fits"

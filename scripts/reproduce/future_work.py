@@ -24,11 +24,11 @@ from torch.utils.data import Subset
 from tqdm import tqdm
 
 from analysis import AnalysisError, DataSplits, Preprocessing, error_by_depth, load_data, load_model
-from analysis.models import mnist_convnet
-from analysis.probe_settings import ProbeSettings
-from analysis.probing import probe_model
-from analysis.tables import side_by_side
-from analysis.weights import load_published
+from analysis.jobs.probe import probe_model
+from analysis.jobs.settings import ProbeSettings
+from analysis.runs.tables import side_by_side
+from analysis.sources.paper_models import mnist_convnet
+from analysis.sources.weights import load_published
 from probes import FeatureStore, FittedProbes, ProbeResult, Reading, evaluate_probes, fit_probes
 
 STEP = 0.1  # of the attack, in units of a pixel's range

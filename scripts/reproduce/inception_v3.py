@@ -23,14 +23,14 @@ from torchvision.models import Inception3
 from tqdm import tqdm
 
 from analysis import AnalysisError, DataSplits, Run, error_by_depth, load_data
-from analysis.graph import model_graph
-from analysis.network_figure import graph_over_training
-from analysis.preprocessing import Preprocessing, own_preprocessing
-from analysis.pretrained_models import inception_v3_trunk
-from analysis.probe_settings import ProbeSettings
-from analysis.probing import probe_model
-from analysis.tables import by_step, side_by_side
-from analysis.weights import load_weights
+from analysis.figures.network.figure import graph_over_training
+from analysis.figures.network.graph import model_graph
+from analysis.jobs.probe import probe_model
+from analysis.jobs.settings import ProbeSettings
+from analysis.runs.tables import by_step, side_by_side
+from analysis.sources.paper_models import inception_v3_trunk
+from analysis.sources.preprocessing import Preprocessing, own_preprocessing
+from analysis.sources.weights import load_weights
 from probes import ProbeResult
 
 CONVOLUTIONS = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")

@@ -20,8 +20,8 @@ from torch import nn
 from tqdm import tqdm
 
 from analysis import DataSplits, error_by_depth
-from analysis.models import mnist_convnet
-from analysis.tables import side_by_side
+from analysis.runs.tables import side_by_side
+from analysis.sources.paper_models import mnist_convnet
 from probes import ProbeResult, ProbeSet
 
 PAPER = """\

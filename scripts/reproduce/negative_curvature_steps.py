@@ -22,8 +22,8 @@ from _common import mnist, parser, shuffled, write
 from matplotlib.figure import Figure
 from torch import nn
 
-from analysis.models import lenet
-from analysis.style import BLUE, GREY, ORANGE, canvas
+from analysis.figures.style import BLUE, GREY, ORANGE, canvas
+from analysis.sources.paper_models import lenet
 from hessian import EigenTracker, NegativeCurvature
 
 RATES = {"RMSProp alone": None, "with steps, lr 0.03": 0.03, "with steps, lr 0.3": 0.3}

@@ -20,8 +20,8 @@ from _common import mnist, parser, shuffled
 from tqdm import tqdm
 
 from analysis import HessianSettings, Run, load_model, measure_hessian
-from analysis.runs import versions
-from analysis.tables import curvature
+from analysis.runs.run import versions
+from analysis.runs.tables import curvature
 from hessian import LineSearch, Spectrum
 
 STEPS = (0, 10, 200, 2000)
@@ -49,7 +49,7 @@ def main() -> None:
     path = options.run or Path("runs") / name
     steps = QUICK_STEPS if options.quick else STEPS
     config = {
-        "model": "analysis.models:small_lenet" if options.quick else "analysis.models:lenet",
+        "model": "paper:small_lenet" if options.quick else "paper:lenet",
         "data": "torchvision:MNIST",
         "data_dir": str(options.data_dir),
         "image_size": None,

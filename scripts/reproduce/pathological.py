@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from analysis import DataSplits, Schedule
-from analysis.style import canvas
+from analysis.figures.style import canvas
 from probes import ProbeResult, ProbeSet
 
 DEPTH, WIDTH, SKIP = 128, 128, 64

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from analysis import DataSplits
-from analysis.training import TrainSettings
+from analysis.jobs.train import TrainSettings
 
 SETTINGS = TrainSettings(
     model="tests.analysis.small:model",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.cli import main
+from thermoscope.command import main
 
 ROOT = Path(__file__).parents[2]
 TRAIN = [
@@ -134,7 +134,7 @@ def test_an_interrupt_while_it_starts_is_one_sentence(module: str) -> None:
         "    def find_spec(self, name, path=None, target=None):\n"
         f"        if name == {module!r}: raise KeyboardInterrupt\n"
         "sys.meta_path.insert(0, Interrupted())\n"
-        "from analysis.cli import main\n"
+        "from thermoscope.command import main\n"
         "sys.exit(main(['layers', '--model', 'torchvision:resnet18']))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -179,7 +179,7 @@ def test_layers_are_listed_in_execution_order(capsys: pytest.CaptureFixture[str]
 
 def test_an_interrupt_keeps_what_was_finished(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "analysis.cli", *TRAIN, "--epochs", "2000", "--run", str(run)]
+    command = [sys.executable, "-m", "thermoscope", *TRAIN, "--epochs", "2000", "--run", str(run)]
     process = subprocess.Popen(
         command,
         cwd=ROOT,

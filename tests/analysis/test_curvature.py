@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 
 from analysis import AnalysisError, HessianSettings, Run, load_data, load_model, measure_hessian
-from analysis.cli import main
-from analysis.curvature_figures import best_decreases, best_steps, parameter_shares
-from analysis.spectra import load_shares, load_spectrum, save_spectrum
-from analysis.tables import curvature
-from analysis.weights import load_weights
+from analysis.figures.curvature import best_decreases, best_steps, parameter_shares
+from analysis.runs.spectra import load_shares, load_spectrum, save_spectrum
+from analysis.runs.tables import curvature
+from analysis.sources.weights import load_weights
 from hessian import Eigenpair, LineSearch, Loss, MissedCheck, Spectrum, fixed_subset
+from thermoscope.command import main
 
 CONFIG = {
     "model": "tests.analysis.small:small_net",
@@ -171,7 +171,7 @@ def test_ctrl_c_keeps_what_was_found(trained: Path, tmp_path: Path, monkeypatch:
     path = tmp_path / "run"
     shutil.copytree(trained, path)
     calls = 0
-    from hessian.curvature import CurvatureOperator
+    from hessian.products.curvature import CurvatureOperator
 
     multiply = CurvatureOperator.multiply
 
@@ -270,7 +270,7 @@ def test_mistakes_at_the_command_get_a_sentence(
     assert "step_00000000.safetensors' is damaged" in fails(*options, "1")
     config = json.loads((path / "config.json").read_text())
     snapshot.write_bytes(whole)
-    (path / "config.json").write_text(json.dumps({**config, "model": "analysis.models:digits_convnet"}))
+    (path / "config.json").write_text(json.dumps({**config, "model": "paper:digits_convnet"}))
     assert "is a checkpoint of another model" in fails(*options, "1")
     for file in (path / "snapshots").iterdir():
         file.unlink()

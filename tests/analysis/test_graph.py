@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from analysis import AnalysisError, ModelGraph, model_graph
 from probes import ProbeError, hook_points
-from probes.automatic import automatic_layers
+from probes.features.auto import automatic_layers
 from tests.probes.models import ConvNet, Tagger, assert_identical, random_streams
 
 

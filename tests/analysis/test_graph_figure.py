@@ -24,10 +24,10 @@ from analysis import (
     model_graph,
     save_graph_figure,
 )
-from analysis.graph_drawing import FULL, SMALL, node_sizes
-from analysis.graph_layout import lay_out
+from analysis.figures.network.drawing import FULL, SMALL, node_sizes
+from analysis.figures.network.layout import lay_out
 from probes import ProbeResult
-from probes.automatic import automatic_layers
+from probes.features.auto import automatic_layers
 
 from .test_runs import READING
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from analysis import AnalysisError, load_model
-from analysis.preprocessing import Preprocessing, own_preprocessing
+from analysis.sources.preprocessing import Preprocessing, own_preprocessing
 
 
 def image(height: int = 40, width: int = 60) -> np.ndarray:

@@ -17,14 +17,13 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from analysis import AnalysisError, Run, load_data
-from analysis.cli import _parser, main
+from analysis.commands import parser
 from analysis.commands.probe import _settings
-from analysis.controls import CONTROLS
-from analysis.probe_settings import ProbeSettings
-from analysis.probing import probe_model, probe_snapshots
-from analysis.run_records import RunRecords
-from analysis.training import train
-from analysis.weights import load_weights
+from analysis.jobs.probe import probe_model, probe_snapshots
+from analysis.jobs.settings import CONTROLS, ProbeSettings
+from analysis.jobs.train import train
+from analysis.runs.records import RunRecords
+from analysis.sources.weights import load_weights
 from probes import (
     ArrayFeatures,
     FeatureStore,
@@ -33,6 +32,7 @@ from probes import (
     ridge,
     selectivity,
 )
+from thermoscope.command import main
 
 from .small import SETTINGS, data_with_two_labels, model
 
@@ -235,7 +235,7 @@ def test_torchrun_gives_the_store_and_the_readings_of_one_process(run: Path) -> 
     expected = probe_snapshots(alone, settings, progress=False)
     events = len(list(run.glob("events*")))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--",
-               "-m", "analysis.cli", "probe", "--run", str(run), "--layers", "input", "fc",
+               "-m", "thermoscope", "probe", "--run", str(run), "--layers", "input", "fc",
                "--steps", "0", "5", "--l2", "0.01", "--batch-size", "16"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     here = Path(__file__).parents[2]
@@ -312,7 +312,7 @@ def test_the_command_probes_what_the_training_did_unless_told_otherwise(
     """It probed the automatic layers, others than those of the curves beside it."""
     config = {"probe": ["input", "*"], "exclude": ["flat"], "reduce": "subset:5"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    chosen = _settings(_parser().parse_args(["probe", "--run", str(tmp_path), *words]))
+    chosen = _settings(parser().parse_args(["probe", "--run", str(tmp_path), *words]))
     assert (chosen.layers, chosen.exclude, chosen.reduce) == settings
 
 

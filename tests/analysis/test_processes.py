@@ -22,10 +22,10 @@ PATIENCE = 150  # seconds until processes that hang are ended
 
 
 def torchrun(*words: str, path: Path) -> subprocess.Popen[str]:
-    """`torchrun --nproc-per-node 2 -- -m analysis.cli ...`, on a port of its own."""
+    """`torchrun --nproc-per-node 2 -- -m thermoscope ...`, on a port of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.Popen(
-        [*command, "--", "-m", "analysis.cli", *words],
+        [*command, "--", "-m", "thermoscope", *words],
         env={**os.environ, "PYTHONPATH": f"{HOUSE}:{path}", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -15,8 +15,8 @@ import pytest
 
 from analysis import AnalysisError, Run
 from analysis.files import HOST, append_line, keep_lines, locked
-from analysis.run_lock import exclusive
-from analysis.training import train
+from analysis.jobs.train import train
+from analysis.runs.lock import exclusive
 
 from .small import SETTINGS
 from .test_runs import RESULT
@@ -130,7 +130,7 @@ def test_a_lock_on_a_deleted_file_is_none(tmp_path: Path, monkeypatch: pytest.Mo
         waited.append(descriptor)
         return locked(descriptor, wait=wait)
 
-    monkeypatch.setattr("analysis.run_lock.locked", after_the_other)
+    monkeypatch.setattr("analysis.runs.lock.locked", after_the_other)
     with exclusive(tmp_path, "train"):
         assert len(waited) == 2
         assert json.loads(file.read_text())["process"] == os.getpid()

@@ -20,7 +20,7 @@ from torch import nn
 
 from analysis import AnalysisError, Run, frame, history
 from analysis.files import HOST, append_line, drop_partial_line, write_atomically
-from analysis.tables import side_by_side
+from analysis.runs.tables import side_by_side
 from probes import ProbeResult, Reading, Reference
 
 READING = Reading("conv1", "y", "avg:1", 16, 0.03, 100, 500, 0.5, 0.02, 0.2, 0.01, 0.02, 0.005)

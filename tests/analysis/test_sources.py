@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from analysis import AnalysisError, load_data, load_model
-from analysis.models import digits_convnet, mnist_convnet
-from analysis.preprocessing import Preprocessing
+from analysis.sources.paper_models import digits_convnet, mnist_convnet
+from analysis.sources.preprocessing import Preprocessing
 
 
 def lengths(data: object) -> list[int]:
@@ -85,11 +85,8 @@ def test_folders(folder: Path) -> None:
         ("npz:nowhere.npz", "there is no file 'nowhere.npz'"),
         ("folder:nowhere", "no images in 'nowhere'; it needs one folder per class"),
         ("no_such_module:data", "there is no module 'no_such_module'"),
-        (
-            "analysis.models:digits_convnt",
-            "has no function 'digits_convnt'; the nearest names are digits_convnet",
-        ),
-        ("analysis.models:digits_convnet", "must return a DataSplits or three data sets"),
+        ("analysis.sources.paper_models:digits_convnt", "has no function 'digits_convnt'; the nearest names"),
+        ("analysis.sources.paper_models:digits_convnet", "must return a DataSplits or three data sets"),
     ],
 )
 def test_data_that_are_not_there(name: str, sentence: str) -> None:
@@ -117,7 +114,9 @@ def test_pickles_in_an_archive_are_refused(tmp_path: Path) -> None:
         load_data(f"npz:{tmp_path / 'data.npz'}")
 
 
-@pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet10t", "analysis.models:mnist_convnet"])
+@pytest.mark.parametrize(
+    "name", ["torchvision:resnet18", "timm:resnet10t", "paper:mnist_convnet", "analysis.models:lenet"]
+)
 def test_models_by_name_have_the_wanted_classes(name: str) -> None:
     model = load_model(name, num_classes=7)
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
@@ -129,8 +128,12 @@ def test_models_by_name_have_the_wanted_classes(name: str) -> None:
     [
         ("torchvision:resnet19", "torchvision has no model 'resnet19'; the nearest names are resnet"),
         ("timm:vit_tinny", "timm has no model 'vit_tinny'"),
-        ("analysis.models:mnist", "has no function 'mnist'; the nearest names are mnist_convnet"),
-        ("analysis.schedule:Schedule.steps", "has no function"),
+        ("paper:mnist", "of the papers' models none is called 'mnist'; the nearest names are mnist_convnet"),
+        (
+            "analysis.sources.paper_models:mnist",
+            "has no function 'mnist'; the nearest names are mnist_convnet",
+        ),
+        ("analysis.runs.schedule:Schedule.steps", "has no function"),
         ("resnet18", "does not say where to look"),
     ],
 )

@@ -16,10 +16,10 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from analysis import AnalysisError, Run
-from analysis.run_records import read_config
-from analysis.snapshots import training_config, training_data
+from analysis.jobs.train import _batches, train
+from analysis.runs.records import read_config
+from analysis.runs.snapshots import training_config, training_data
 from analysis.streams import SeededBatches, random_state, restore_random_state, seed_streams
-from analysis.training import _batches, train
 
 from .odd import Augmented
 from .small import SETTINGS, data
@@ -200,7 +200,7 @@ def test_a_command_that_fails_before_its_first_step_leaves_nothing(
         raise _Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("analysis.training.save_checkpoint", killed)  # after snapshot, results and figure
+        patch.setattr("analysis.jobs.train.save_checkpoint", killed)  # after snapshot, results and figure
         with pytest.raises(_Killed):
             train(AUGMENTED, path, progress=False)
     assert not path.exists()

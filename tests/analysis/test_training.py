@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from analysis import AnalysisError, Run
-from analysis.training import TrainSettings, train
+from analysis.jobs.train import TrainSettings, train
 from probes import ProbeError
 
 from .small import SETTINGS

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from analysis import AnalysisError
-from analysis.weights import load_checkpoint_of, load_published, load_weights, read_weights
+from analysis.sources.weights import load_checkpoint_of, load_published, load_weights, read_weights
 
 MODEL = "tests.analysis.small:model"
 

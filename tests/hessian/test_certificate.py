@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from hessian.angles import angles
-from hessian.block import Block, certified, polished, rayleigh_ritz
-from hessian.eigenpairs import _Solver, extreme_eigenpairs
-from hessian.errors import HessianError
-from hessian.first_run import _kept, _still, wanted_pairs
-from hessian.lanczos import Lanczos, Ritz, check_symmetry, ends
-from hessian.missed import Goal, MissedSearch, Span, undetected_share
-from hessian.operator import as_operator
-from hessian.products import Products
-from hessian.request import basis_capacity, checked_goal, product_limit
-from hessian.results import Eigenpair, Spectrum
+from hessian.products.symmetric import as_operator
+from hessian.spectrum.angles import angles
+from hessian.spectrum.arguments import basis_capacity, checked_goal, product_limit
+from hessian.spectrum.completeness import MissedSearch, undetected_share
+from hessian.spectrum.counted import Products
+from hessian.spectrum.eigenpairs import _Solver, extreme_eigenpairs
+from hessian.spectrum.first_run import _kept, _still, wanted_pairs
+from hessian.spectrum.goal import Goal, Span
+from hessian.spectrum.lanczos import Lanczos, Ritz, check_symmetry, ends
+from hessian.spectrum.rayleigh_ritz import Block, certified, polished, rayleigh_ritz
+from hessian.spectrum.results import Eigenpair, Spectrum
+from thermoscope.errors import HessianError
 
 from .test_eigenpairs import Dense, network, with_spectrum
 

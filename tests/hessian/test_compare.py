@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hessian.compare import compare, gradient_overlap
-from hessian.eigenpairs import extreme_eigenpairs
-from hessian.errors import HessianError
-from hessian.results import Eigenpair, Spectrum
+from hessian.spectrum.eigenpairs import extreme_eigenpairs
+from hessian.spectrum.results import Eigenpair, Spectrum
+from thermoscope.errors import HessianError
 
 
 def _spectrum(

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from scipy.integrate import trapezoid
 from scipy.stats import norm, sem
 
-from hessian.density import Density, spectral_density
-from hessian.errors import HessianError
-from hessian.operator import SymmetricOperator
-from hessian.trace import Estimate
+from hessian.products.symmetric import SymmetricOperator
+from hessian.spectrum.density import Density, spectral_density
+from hessian.spectrum.trace import Estimate
+from thermoscope.errors import HessianError
 
 
 class Recorded(SymmetricOperator):

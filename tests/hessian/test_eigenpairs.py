@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.linalg import LinearOperator, aslinearoperator, eigsh
 
-from hessian.eigenpairs import extreme_eigenpairs
-from hessian.errors import HessianError
-from hessian.missed import undetected_share
-from hessian.operator import SymmetricOperator
-from hessian.results import MissedCheck, Spectrum
-from hessian.saved_run import SavedRun
+from hessian.products.symmetric import SymmetricOperator
+from hessian.spectrum.checkpoint import SavedRun
+from hessian.spectrum.completeness import undetected_share
+from hessian.spectrum.eigenpairs import extreme_eigenpairs
+from hessian.spectrum.results import MissedCheck, Spectrum
+from thermoscope.errors import HessianError
 
 Array = npt.NDArray[np.float64]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hessian.fingerprint import fingerprint
+from hessian.empirical_risk.fingerprint import fingerprint
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.complex64]
 
@@ -70,7 +70,7 @@ def test_a_batch_that_cannot_be_cut_counts_as_a_whole() -> None:
 def test_long_rows_are_read_to_their_end_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     x = example(torch.float32, (40, 33))
     whole = fingerprint(x)
-    monkeypatch.setattr("hessian.fingerprint._CHUNK", 100)
+    monkeypatch.setattr("hessian.empirical_risk.fingerprint._CHUNK", 100)
     assert fingerprint(x) == whole
     x[39, 32] += 1
     assert fingerprint(x) != whole

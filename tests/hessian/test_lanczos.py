@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from hessian.errors import HessianError
-from hessian.lanczos import Lanczos, ends
-from hessian.rows import combine, gram, inner, squared_norms, subtract
+from hessian.spectrum.lanczos import Lanczos, ends
+from hessian.spectrum.tall import combine, gram, inner, squared_norms, subtract
+from thermoscope.errors import HessianError
 
 
 def _lanczos(matrix: torch.Tensor, capacity: int, locked: torch.Tensor | None = None) -> Lanczos:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from hessian import HessianError, Loss, fixed_subset
-from hessian.memory import default_limit, ran_out
+from hessian.empirical_risk.memory import default_limit, ran_out
 
 from .cases import CASES, Case, dense
 
@@ -350,7 +350,7 @@ def test_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     """A quarter of all of it, whatever else runs; in a container, of what it may have."""
     limits = tmp_path / "memory.max", tmp_path / "none"
     limits[0].write_text("4000000\n")
-    monkeypatch.setattr("hessian.memory._LIMITS", limits)
+    monkeypatch.setattr("hessian.empirical_risk.memory._LIMITS", limits)
     assert default_limit(torch.device("cpu")) == 1_000_000
     limits[0].write_text("max\n")
     pages = int(re.search(r"MemTotal: +(\d+)", Path("/proc/meminfo").read_text()).group(1)) * 1024

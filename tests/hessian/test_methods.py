@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hessian import HessianError, Loss
-from hessian.hvp import MODES, _PlainWeightNorm
+from hessian.products.matrices import MODES, _PlainWeightNorm
 
 from .cases import CASES, Case, dense
 

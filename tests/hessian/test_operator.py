@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
-from hessian.batch import moved
-from hessian.errors import first_line
-from hessian.operator import SymmetricOperator
+from hessian.empirical_risk.batch import moved
+from hessian.products.symmetric import SymmetricOperator
+from thermoscope.errors import first_line
 
 
 class Wider(SymmetricOperator):

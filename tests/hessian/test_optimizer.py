@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hessian import EigenTracker, HessianError
-from hessian.optimizer import NegativeCurvature
+from hessian.experimental.negative_curvature import NegativeCurvature
 
 
 class Saddle(nn.Module):

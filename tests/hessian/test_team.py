@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch.utils.data import TensorDataset
 
 from hessian import HessianError, Loss, Team, extreme_eigenpairs, line_search
-from hessian.hvp import MODES
+from hessian.products.matrices import MODES
 
 from .cases import CASES, dense
 
@@ -229,8 +229,10 @@ class Threads:
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
     threads = Threads()
-    monkeypatch.setattr("hessian.team.dist", threads)
-    monkeypatch.setattr("hessian.hvp.sdpa_kernel", lambda _: nullcontext())  # a switch of the whole process
+    monkeypatch.setattr("hessian.distributed.dist", threads)
+    monkeypatch.setattr(
+        "hessian.empirical_risk.evaluating.sdpa_kernel", lambda _: nullcontext()
+    )  # a switch of the whole process
     return threads
 
 

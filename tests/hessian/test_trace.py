@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hessian.errors import HessianError
-from hessian.operator import SymmetricOperator, as_operator
-from hessian.trace import Estimate, _orthonormal, frobenius_norm, trace
+from hessian.products.symmetric import SymmetricOperator, as_operator
+from hessian.spectrum.trace import Estimate, _orthonormal, frobenius_norm, trace
+from thermoscope.errors import HessianError
 
 from .cases import CASES, dense
 

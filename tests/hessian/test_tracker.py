@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from hessian import EigenTracker, HessianError, Loss, TrackedPair, extreme_eigenpairs
-from hessian.short_lanczos import short_lanczos
+from hessian.experimental.short_lanczos import short_lanczos
 
 EIGENVALUES = torch.cat([torch.tensor([-2.0, -0.5]), torch.linspace(-0.2, 2.0, 26), torch.tensor([5.0, 9.0])])
 
@@ -217,7 +217,7 @@ def test_training_is_untouched_also_by_an_error(monkeypatch: pytest.MonkeyPatch)
     model = Net()
     tracker = EigenTracker(model, F.cross_entropy, every=1, examples=4, held_out=4, products=2)
     before, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    monkeypatch.setattr("hessian.tracker.short_lanczos", lambda *_: 1 / 0)
+    monkeypatch.setattr("hessian.experimental.tracker.short_lanczos", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         tracker.step(images(0))
     assert same(model.state_dict(), before)

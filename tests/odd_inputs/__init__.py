@@ -41,7 +41,7 @@ def command(*words: str) -> str:
     Raises:
         Refused: with what it printed to stderr, if it did not end well.
     """
-    from analysis.cli import main
+    from thermoscope.command import main
 
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -14,10 +14,10 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from analysis import AnalysisError, DataSplits, load_data
-from analysis.own_data import count_classes, known_labels, require_examples
-from analysis.preprocessing import Preprocessing
-from analysis.probe_settings import ProbeSettings
-from analysis.probing import probe_model
+from analysis.jobs.probe import probe_model
+from analysis.jobs.settings import ProbeSettings
+from analysis.sources.own_data import count_classes, known_labels, require_examples
+from analysis.sources.preprocessing import Preprocessing
 
 from ..analysis.small import data_with_two_labels, model
 from . import Case, command

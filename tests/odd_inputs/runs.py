@@ -20,8 +20,8 @@ import safetensors.torch
 import torch
 
 from analysis import Run
-from analysis.spectra import load_shares, load_spectrum
-from analysis.training import train
+from analysis.jobs.train import train
+from analysis.runs.spectra import load_shares, load_spectrum
 
 from ..analysis.small import SETTINGS, model
 from ..analysis.test_runs import RESULT

@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 from probes import ProbeSet
-from probes.automatic import automatic_layers
+from probes.features.auto import automatic_layers
 
 
 def numbered(prefix: str, *counts: int) -> list[str]:

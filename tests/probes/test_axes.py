@@ -7,9 +7,9 @@ import threading
 import torch
 from torch import nn
 
-from probes.axes import Axis, Strength, letters_of, merged, new_axes, regrouped
-from probes.axis_rules import attended
-from probes.tracing import AxisTrace
+from probes.features.axes import Axis, Strength, letters_of, merged, new_axes, regrouped
+from probes.features.axis_rules import attended
+from probes.features.tracing import AxisTrace
 
 
 def claimed(kind: str, strength: Strength) -> Axis:

@@ -19,9 +19,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from probes import Classification, MultiLabel, ProbeError, ProbeSet, Regression, Target
-from probes.bank import Bank, ProbeSpec
-from probes.buffers import Buffers, stacked
-from probes.labels import Labels
+from probes.features.buffers import Buffers, stacked
+from probes.online.bank import Bank, ProbeSpec
+from probes.online.labels import Labels
 
 from .models import CLASSES, ConvNet, Mlp, Tagger, assert_identical, images, vectors
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from probes import Classification, MultiLabel, ProbeError, Regression
-from probes.bank import Bank, ProbeSpec
-from probes.early_stopping import EarlyStopping
-from probes.group import Group
-from probes.labels import Labels
-from probes.tally import Tally
+from probes.mean_se import Tally
+from probes.online.bank import Bank, ProbeSpec
+from probes.online.early_stopping import EarlyStopping
+from probes.online.labels import Labels
+from probes.online.stacked import Group
 
 CPU = torch.device("cpu")
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # Adam's

@@ -134,7 +134,7 @@ def test_compiled_code_is_whole_again_after_detaching() -> None:
 @pytest.mark.parametrize("layers", ["auto", LAYERS])
 def test_compiled_code_that_skips_the_hooks_is_noticed(layers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Should a torch to come keep its compiled code after all."""
-    monkeypatch.setattr("probes.taps._forget_compiled", lambda model: None)
+    monkeypatch.setattr("probes.features.taps._forget_compiled", lambda model: None)
     model, ((x, y), *_) = Wrapped(build()), vectors(1)
     run = torch.compile(model, backend="aot_eager")
     run(x)

@@ -27,7 +27,7 @@ from probes import (
     Regression,
 )
 from probes.intervals import wilson
-from probes.tally import Tally
+from probes.mean_se import Tally
 
 from .models import CLASSES, ConvNet, Mlp, assert_identical, images, random_streams, vectors
 

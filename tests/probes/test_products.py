@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from probes.group import Group, Terms
+from probes.online.stacked import Group, Terms
 
 LARGE = 8192  # split in parts
 ODD = 8193  # too odd to split

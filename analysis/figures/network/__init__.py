@@ -1,0 +1,1 @@
+"""The picture of a network: its graph, traced, laid out and drawn."""

@@ -1,0 +1,106 @@
+"""Is it the layer, or the probe? The controls of a probing, measured on the features that it stored."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from probes import (
+    ArrayFeatures,
+    CodeLength,
+    FeatureTable,
+    FittedProbes,
+    LearningCurve,
+    ProbeResult,
+    Selectivity,
+    code_length,
+    learning_curve,
+    nearest_neighbours,
+    ridge,
+    selectivity,
+)
+
+__all__ = ["Controls", "measure_controls"]
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What probes' errors are to be held against; None where it was not asked for.
+
+    Attributes:
+        random_labels: each layer's probe and one of the same penalty on random labels, on the training set.
+        code: prequential code length of the training labels, by layer.
+        neighbours: each layer read out by its nearest training rows, on the test set.
+        ridge: each layer read out by ridge regression, on the test set.
+        curve: each layer's probe by number of training rows, on the test set.
+    """
+
+    random_labels: tuple[Selectivity, ...] | None = None
+    code: tuple[CodeLength, ...] | None = None
+    neighbours: ProbeResult | None = None
+    ridge: ProbeResult | None = None
+    curve: Mapping[int, ProbeResult] | None = None
+
+    @property
+    def readouts(self) -> dict[str, ProbeResult]:
+        """The results of other read-outs that were measured, by name."""
+        both = {"neighbours": self.neighbours, "ridge": self.ridge}
+        return {name: result for name, result in both.items() if result is not None}
+
+    def __contains__(self, control: str) -> bool:
+        """Whether this one, a name of `CONTROLS`, was measured."""
+        return getattr(self, control.replace("-", "_")) is not None
+
+
+_NEIGHBOURS = 20
+
+
+def measure_controls(
+    wanted: Collection[str],
+    fitted: FittedProbes,
+    train: FeatureTable,
+    valid: FeatureTable,
+    test: FeatureTable,
+    *,
+    l2: Sequence[float] | None,
+    num_classes: int,
+    device: str,
+    progress: bool,
+) -> Controls:
+    """Measure the controls of these names.
+
+    Args:
+        wanted: names of `CONTROLS`.
+        fitted: the probes; each is compared with one of its own penalty.
+        train, valid, test: the features that they were fitted to, chosen and measured on.
+        l2, num_classes, device, progress: as they were fitted.
+    """
+    plain: dict[str, Any] = {"num_classes": num_classes, "progress": progress}
+    fit = {**plain, "device": device}
+    neighbours = min(_NEIGHBOURS, train.n)
+    return Controls(
+        _random_labels(fitted, train, fit) if "random-labels" in wanted else None,
+        code_length(train, **fit) if "code" in wanted else None,
+        nearest_neighbours(train, test, k=neighbours, **plain) if "neighbours" in wanted else None,
+        ridge(train, valid, test, **plain)["test"] if "ridge" in wanted else None,
+        _curve(learning_curve(train, valid, test, l2=l2, **fit)) if "curve" in wanted else None,
+    )
+
+
+def _random_labels(
+    fitted: FittedProbes, train: FeatureTable, options: dict[str, Any]
+) -> tuple[Selectivity, ...]:
+    """Layers of the same penalty together."""
+    found: dict[str, Selectivity] = {}
+    penalties = {reading.layer: reading.l2 for reading in fitted.train.readings}
+    for l2 in sorted({l2 for l2 in penalties.values() if l2 is not None}):
+        features = {layer: train[layer] for layer in train.layers if penalties[layer] == l2}
+        table = ArrayFeatures(features, train.labels, train.reductions)
+        found |= {one.layer: one for one in selectivity(table, l2=l2, **options)}
+    return tuple(found[layer] for layer in train.layers)
+
+
+def _curve(curve: LearningCurve) -> dict[int, ProbeResult]:
+    tests = [fit.test for fit in curve.fits]
+    return {rows: test for rows, test in zip(curve.sizes, tests, strict=True) if test is not None}

@@ -1,0 +1,1 @@
+"""The run directory: records, snapshots, spectra and TensorBoard events."""

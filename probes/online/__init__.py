@@ -1,0 +1,1 @@
+"""Probes that train along with the model, on the features of each step."""
