@@ -15,44 +15,59 @@ if TYPE_CHECKING:
     from .jobs.probe import probe_model, probe_snapshots
     from .jobs.settings import HessianSettings, ProbeSettings, TrainSettings
     from .jobs.train import train
+    from .results import Drawing, Family, Logged, Occasion, frame, register, scalars
+    from .results.controls import Controls
+    from .results.probes import by_step, history
     from .runs.run import Run
     from .runs.schedule import Schedule
-    from .runs.tables import by_step, frame, history
     from .sources.data import DataSplits, load_data
     from .sources.models import load_model
     from .sources.preprocessing import Preprocessing, own_preprocessing
     from .sources.weights import load_checkpoint_of, load_weights
 
 __all__ = [
-    "AnalysisError",
-    "DataSplits",
-    "GraphNode",
-    "HessianSettings",
-    "ModelGraph",
-    "Preprocessing",
-    "ProbeSettings",
+    # run directories, and what is kept in them
     "Run",
     "Schedule",
-    "TrainSettings",
+    "Logged",
+    "Controls",
+    "frame",
+    "scalars",
     "by_step",
+    "history",
+    # results of your own
+    "Family",
+    "Occasion",
+    "Drawing",
+    "register",
+    # what the commands do
+    "train",
+    "probe_model",
+    "probe_snapshots",
+    "measure_hessian",
+    "TrainSettings",
+    "ProbeSettings",
+    "HessianSettings",
+    # models, data and checkpoints by name
+    "load_model",
+    "load_data",
+    "load_weights",
+    "load_checkpoint_of",
+    "DataSplits",
+    "Preprocessing",
+    "own_preprocessing",
+    # figures
     "error_by_depth",
     "error_curves",
     "error_heat_map",
-    "frame",
+    "model_graph",
+    "ModelGraph",
+    "GraphNode",
     "graph_figure",
     "graph_over_training",
-    "history",
-    "load_checkpoint_of",
-    "load_data",
-    "load_model",
-    "load_weights",
-    "measure_hessian",
-    "model_graph",
-    "own_preprocessing",
-    "probe_model",
-    "probe_snapshots",
     "save_graph_figure",
-    "train",
+    # errors
+    "AnalysisError",
 ]
 
 # Where each name comes from is imported when it is first asked for: the command answers a wrong word at once,
@@ -66,9 +81,11 @@ _HOMES = {
     "jobs.probe": ("probe_model", "probe_snapshots"),
     "jobs.settings": ("HessianSettings", "ProbeSettings", "TrainSettings"),
     "jobs.train": ("train",),
+    "results": ("Drawing", "Family", "Logged", "Occasion", "frame", "register", "scalars"),
+    "results.controls": ("Controls",),
+    "results.probes": ("by_step", "history"),
     "runs.run": ("Run",),
     "runs.schedule": ("Schedule",),
-    "runs.tables": ("by_step", "frame", "history"),
     "sources.data": ("DataSplits", "load_data"),
     "sources.models": ("load_model",),
     "sources.preprocessing": ("Preprocessing", "own_preprocessing"),

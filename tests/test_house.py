@@ -1,6 +1,7 @@
 """Imports point one way, and an instrument can be used alone."""
 
 import ast
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -8,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ALLOWED = {
-    "probes": {"torch", "numpy", "scipy", "tqdm"},
-    "hessian": {"torch", "numpy", "scipy", "tqdm"},
+    "probes": {"thermoscope", "torch", "numpy", "scipy", "tqdm"},
+    "hessian": {"thermoscope", "torch", "numpy", "scipy", "tqdm"},
 }
 
 
@@ -28,6 +29,70 @@ def test_instruments_need_little_and_not_each_other(package: str) -> None:
                 assert top in ALLOWED[package] or top in sys.stdlib_module_names, f"{file.name}: {name}"
 
 
+# Which other folders of its package a folder may import; files at the top of a package are in none.
+LAYERS = {
+    "thermoscope": {},
+    "probes": {
+        "features": (),
+        "online": ("features",),
+        "fit": (),
+        "store": ("features",),
+        "controls": ("fit",),
+    },
+    "hessian": {
+        "empirical_risk": (),
+        "products": ("empirical_risk",),
+        "spectrum": ("products",),
+        "experimental": ("empirical_risk", "products", "spectrum"),
+    },
+    "analysis": {
+        "sources": (),
+        "figures": (),
+        "results": ("figures",),
+        "runs": ("results", "sources"),
+        "jobs": ("runs", "results", "figures", "sources"),
+        "commands": ("jobs", "runs", "results", "sources"),
+    },
+}
+
+
+def imported(file: Path) -> set[str]:
+    """The modules that a file imports, relative ones made absolute."""
+    package = ".".join(file.relative_to(ROOT).parent.parts)
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            name = "." * node.level + (node.module or "")
+            found.add(importlib.util.resolve_name(name, package) if node.level else name)
+    return found
+
+
+@pytest.mark.parametrize(("package", "folder"), [(p, f) for p, folders in LAYERS.items() for f in folders])
+def test_folders_import_one_way(package: str, folder: str) -> None:
+    """Files at the top of a package join its folders, so a folder leans on few of them."""
+    others = [other for other in LAYERS[package] if other not in (folder, *LAYERS[package][folder])]
+    for file in sorted((ROOT / package / folder).glob("**/*.py")):
+        for name in imported(file):
+            parts = name.split(".")
+            assert parts[0] != package or parts[1:2] == [] or parts[1] not in others, f"{file}: {name}"
+
+
+def test_every_folder_has_its_layer() -> None:
+    for package, folders in LAYERS.items():
+        there = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+        assert there == set(folders)
+
+
+def test_the_leaf_imports_nothing_of_the_house() -> None:
+    """But for the command, which starts everything else."""
+    for file in (ROOT / "thermoscope").glob("*.py"):
+        if file.name != "command.py":
+            tops = {name.partition(".")[0] for name in imported(file)}
+            assert not tops & {"probes", "hessian", "analysis"}, file.name
+
+
 def test_every_public_name_is_there_and_documented() -> None:
     import hessian
     import probes
@@ -41,10 +106,9 @@ def test_every_public_name_of_analysis_is_there_and_documented() -> None:
     import analysis
 
     homes = [name for names in analysis._HOMES.values() for name in names]
-    assert sorted(homes) == sorted(analysis.__all__)
+    assert sorted([*homes, "AnalysisError"]) == sorted(analysis.__all__)
     for name in analysis.__all__:
         assert getattr(analysis, name).__doc__, name
-        assert getattr(analysis, name).__name__ == name
     assert set(analysis.__all__) <= set(dir(analysis))
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = analysis.nothing

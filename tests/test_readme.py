@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from analysis import Run
+from probes import ProbeResult
 from thermoscope.command import main
 
 from .analysis.small import data, residual_net
@@ -116,7 +117,9 @@ def test_a_command_line(line: str, place: Path, capsys: pytest.CaptureFixture[st
         assert main(runnable(words)) == 0
         assert len(capsys.readouterr().out.splitlines()) > 5
         if words == ["probe", "--run", "runs/resnet18"]:  # on the layers that it was trained with
-            results = [r for _, r in Run("runs/resnet18").probe_results() if r.split == "optimum"]
+            results = [
+                x.result for x in Run("runs/resnet18").results(ProbeResult) if x.result.split == "optimum"
+            ]
             expected = ["input", "layer1.0.add", "layer2.0.add"]
             assert [[reading.layer for reading in r.readings] for r in results] == [expected] * 3
     elif program == "torchrun":
@@ -161,17 +164,16 @@ def _run_by_two(words: list[str]) -> None:
 def test_the_demo(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """What it trains is given less to do."""
     import analysis.jobs.demo
-    from analysis.jobs.hessian import HessianSettings, measure_hessian
-    from analysis.jobs.train import TrainSettings, train
+    from analysis import HessianSettings, TrainSettings, measure_hessian, train
 
     assert "`thermoscope demo`" in README
     small = TrainSettings(
         STAND_INS["--model"], STAND_INS["--data"], epochs=1, fit_epochs=1, batch_size=60, snapshots="log:1"
     )
     spectra = HessianSettings(largest=1, smallest=1, line_searches=0, steps=(2,), parameters=("fc*",))
-    monkeypatch.setattr(analysis.demo, "demo", lambda path: train(small, path, progress=False))
+    monkeypatch.setattr(analysis.jobs.demo, "demo", lambda path: train(small, path, progress=False))
     monkeypatch.setattr(
-        analysis.demo, "demo_hessian", lambda path: measure_hessian(path, spectra, progress=False)
+        analysis.jobs.demo, "demo_hessian", lambda path: measure_hessian(path, spectra, progress=False)
     )
     Path("runs/demo").mkdir(parents=True)  # of an earlier one
     assert main(["demo"]) == 0

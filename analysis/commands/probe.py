@@ -119,7 +119,7 @@ def add(commands: Any) -> None:
 
 def _probe(options: argparse.Namespace) -> int:
     from ..jobs.probe import probe_model, probe_snapshots
-    from ..runs.tables import by_step
+    from ..results.probes import by_step
 
     settings = _settings(options)
     if options.model is None:
@@ -164,12 +164,13 @@ def _announce(estimate: Estimate) -> None:
 
 def _print_controls(options: argparse.Namespace, results: Mapping[int, ProbeResult]) -> None:
     """Of the last step that has some."""
+    from ..results.controls import Controls, with_controls
+    from ..results.probes import by_step
     from ..runs.records import RunRecords
-    from ..runs.tables import by_step, with_controls
 
     if not options.controls:
         return
-    measured = RunRecords(options.run).controls()
+    measured = RunRecords(options.run).last(Controls)
     step = max(measured)
     controls = measured[step]
     print(

@@ -15,7 +15,7 @@ __all__ = ["report_probes", "report_spectra"]
 
 def report_probes(path: Path, before: ProbeResult, after: ProbeResult) -> None:
     """Error by layer before and after training."""
-    from ..runs.tables import side_by_side
+    from ..results.probes import side_by_side
 
     reference = after.references[0]
     own, (low, high) = reference.model_error, reference.model_interval
@@ -30,10 +30,12 @@ def report_probes(path: Path, before: ProbeResult, after: ProbeResult) -> None:
 
 def report_spectra(path: Path, spectra: Mapping[int, Spectrum]) -> None:
     """Extreme eigenvalues by step."""
-    from ..runs.records import RunRecords
-    from ..runs.tables import curvature
+    from hessian import LineSearch
 
-    searches = RunRecords(path).line_searches()
+    from ..results.line_search import curvature
+    from ..runs.records import RunRecords
+
+    searches = RunRecords(path).named(LineSearch)
     table = curvature(spectra, searches)
     print("Extreme eigenvalues of the Hessian, and the best decrease of the loss along their vectors:\n")
     print(table.to_string())

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from probes import (
     ArrayFeatures,
-    CodeLength,
     FeatureTable,
     FittedProbes,
     LearningCurve,
@@ -21,36 +19,9 @@ from probes import (
     selectivity,
 )
 
-__all__ = ["Controls", "measure_controls"]
+from ..results.controls import Controls
 
-
-@dataclass(frozen=True)
-class Controls:
-    """What probes' errors are to be held against; None where it was not asked for.
-
-    Attributes:
-        random_labels: each layer's probe and one of the same penalty on random labels, on the training set.
-        code: prequential code length of the training labels, by layer.
-        neighbours: each layer read out by its nearest training rows, on the test set.
-        ridge: each layer read out by ridge regression, on the test set.
-        curve: each layer's probe by number of training rows, on the test set.
-    """
-
-    random_labels: tuple[Selectivity, ...] | None = None
-    code: tuple[CodeLength, ...] | None = None
-    neighbours: ProbeResult | None = None
-    ridge: ProbeResult | None = None
-    curve: Mapping[int, ProbeResult] | None = None
-
-    @property
-    def readouts(self) -> dict[str, ProbeResult]:
-        """The results of other read-outs that were measured, by name."""
-        both = {"neighbours": self.neighbours, "ridge": self.ridge}
-        return {name: result for name, result in both.items() if result is not None}
-
-    def __contains__(self, control: str) -> bool:
-        """Whether this one, a name of `CONTROLS`, was measured."""
-        return getattr(self, control.replace("-", "_")) is not None
+__all__ = ["measure_controls"]
 
 
 _NEIGHBOURS = 20

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from hessian import (
     Eigenpair,
+    LineSearch,
     Loss,
     Spectrum,
     Team,
@@ -24,10 +25,10 @@ from hessian import (
 )
 
 from ..figures.curvature import best_decreases, best_steps, eigenvalues_over_training, parameter_shares
+from ..results.spectrum import load_shares, spectrum_path
 from ..runs.lock import exclusive
 from ..runs.run import Run
 from ..runs.snapshots import chosen_snapshots, keep_to_settings, training_config, training_data
-from ..runs.spectra import load_shares
 from ..sources.models import find_device, load_model
 from ..sources.weights import load_weights
 from .processes import following, join_processes
@@ -70,7 +71,7 @@ def measure_hessian(
         begun = any(folder.glob("step_*.npz"))
         keep_to_settings(folder / "settings.json", settings, begun=begun, free=("steps", "device"))
         job = _Job(config, settings, progress, team)
-        done = {step for step, spectrum in run.spectra().items() if not spectrum.interrupted}
+        done = {step for step, spectrum in run.last(Spectrum).items() if not spectrum.interrupted}
         before: Spectrum | None = None
         waiting = [step for step in snapshots if step not in done]
         with nullcontext() if team is None else team.lead(job.loss):
@@ -78,7 +79,7 @@ def measure_hessian(
                 load_weights(job.model, snapshots[step])
                 before = job.measure(run, step, before)
         _draw(run)
-        return run.spectra()
+        return run.last(Spectrum)
 
 
 class _Job:
@@ -166,13 +167,13 @@ def _named(spectrum: Spectrum, count: int) -> list[tuple[str, Eigenpair]]:
 
 def _draw(run: Run) -> None:
     """The figures of all snapshots together."""
-    spectra, name = run.spectra(), run.path.name
+    spectra, name = run.last(Spectrum), run.path.name
     losses = {
         int(record["step"]): float(record["hessian/loss"])
         for record in run.records()
         if "hessian/loss" in record
     }
-    searches = [(step, search) for (step, _), search in run.line_searches().items()]
+    searches = [(step, search) for (step, _), search in run.named(LineSearch).items()]
     last = max(spectra)
     figures = {
         "hessian_eigenvalues": eigenvalues_over_training(
@@ -180,7 +181,7 @@ def _draw(run: Run) -> None:
         ),
         "hessian_parameter_shares": parameter_shares(
             spectra[last],
-            load_shares(run.spectrum_path(last)),
+            load_shares(spectrum_path(run.path, last)),
             title=f"{name}, step {last:,}: where the eigenvectors live",
         ),
     }

@@ -19,6 +19,7 @@ from probes import Estimate, FeatureStore, FeatureTable, FittedProbes, ProbeResu
 from probes.fit.splits import require_classes
 from thermoscope.errors import AnalysisError
 
+from ..results.controls import Controls
 from ..runs.lock import exclusive
 from ..runs.records import RunRecords
 from ..runs.run import Run
@@ -27,7 +28,7 @@ from ..sources.data import DataSplits
 from ..sources.models import find_device, load_model
 from ..sources.own_data import known_labels
 from ..sources.weights import load_weights
-from .controls import Controls, measure_controls
+from .controls import measure_controls
 from .probing_figures import draw_controls, draw_network, draw_training
 from .processes import join_processes
 from .settings import FREE_SETTINGS, ProbeSettings
@@ -256,12 +257,12 @@ def _result(fitted: FittedProbes, settings: ProbeSettings) -> ProbeResult:
 
 def _results(records: RunRecords) -> dict[int, ProbeResult]:
     """Of either kind: a run has only one, for its settings are kept to."""
-    return {step: result for step, result in records.probe_results() if result.split in (_OPTIMUM, _EARLY)}
+    return {x.step: x.result for x in records.results(ProbeResult) if x.result.split in (_OPTIMUM, _EARLY)}
 
 
 def _done(records: RunRecords, settings: ProbeSettings) -> set[int]:
     """Steps of which everything that is wanted is there."""
-    controls = records.controls()
+    controls = records.last(Controls)
     return {
         step
         for step in _results(records)

@@ -14,8 +14,8 @@ from ..figures.network.figure import Palette, graph_figure, save_graph_figure
 from ..figures.network.graph import model_graph
 from ..figures.probes import error_by_depth
 from ..figures.probes_over_training import error_curves, error_heat_map
+from ..results.controls import Controls
 from ..runs.run import Run
-from .controls import Controls
 
 __all__ = ["draw_controls", "draw_network", "draw_training"]
 

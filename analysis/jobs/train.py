@@ -32,7 +32,7 @@ from ..streams import SeededBatches, random_state, restore_random_state, seed_st
 from .settings import OPTIMIZERS, TrainSettings
 from .trainable import require_trainable, training_loss
 
-__all__ = ["TrainSettings", "train"]
+__all__ = ["train"]
 
 _CHECKPOINT_SECONDS = 60.0
 _BEFORE_THE_FIRST_STEP = (
@@ -86,9 +86,9 @@ def train(
                     job.measure_fitted(run)
                     job.save()
             job.train(run)
-            if not any(step == job.total and r.split == "test" for step, r in run.probe_results()):
+            if not any(x.step == job.total and x.result.split == "test" for x in run.results(ProbeResult)):
                 job.measure_fitted(run)
-            tests = [result for _, result in run.probe_results() if result.split == "test"]
+            tests = [x.result for x in run.results(ProbeResult) if x.result.split == "test"]
             own = tests[-1].references[0].model_error
             metrics = {} if own is None else {"hparam/test_error": own}
             run.events.add_hparams(asdict(settings), metrics, job.total)
@@ -242,7 +242,7 @@ def _begun(path: Path, settings: TrainSettings, resume: bool) -> bool:
     A command that failed before its first step leaves nothing that is worth keeping.
     """
     config, records = read_config(path), RunRecords(path)
-    list(records.probe_results())  # refuses damaged ones
+    list(records.results(ProbeResult))  # refuses damaged ones
     steps = [int(record["step"]) for record in records.records()] + list(records.snapshots())
     began_here = "data_fingerprint" in config and "fit_epochs" in config
     worth = os.path.lexists(path / "resume.pt") or max(steps, default=-1) > (0 if began_here else -1)

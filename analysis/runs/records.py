@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
-from hessian import LineSearch, Spectrum
-from probes import CodeLength, ProbeResult, Reading, Reference, Selectivity
 from thermoscope.errors import AnalysisError
 
-from ..jobs.controls import Controls
-from .spectra import from_summary
+from ..results.family import Logged, family_of
 
 __all__ = ["RunRecords", "read_config"]
 
-T = TypeVar("T")
+R = TypeVar("R")
 
 
 class RunRecords:
@@ -57,39 +53,34 @@ class RunRecords:
                 )
             yield record
 
-    def _of_kind(self, kind: str, make: Callable[[dict[str, Any]], T]) -> Iterator[tuple[int, T]]:
-        """(step, result) of the lines of a kind."""
+    def results(self, kind: type[R]) -> Iterator[Logged[R]]:
+        """Every result of a type that was logged, in the order of logging.
+
+        Raises:
+            AnalysisError: for a type that cannot be logged, or a line that is not as it was written.
+        """
+        family = family_of(kind)
         for record in self.records():
-            if record["kind"] == kind:
+            if record["kind"] == kind.__name__:
+                content = {key: value for key, value in record.items() if key not in ("step", "kind", "name")}
                 try:
-                    made = make(record)
+                    result = family.read(content)
                 except (LookupError, TypeError, ValueError, AttributeError) as error:
                     raise AnalysisError(
-                        f"the {kind} of step {record['step']} in {str(self._results)!r} was edited, or is "
-                        "another version's; delete that line to go on."
+                        f"the {kind.__name__} of step {record['step']} in {str(self._results)!r} was edited, "
+                        "or is another version's; delete that line to go on."
                     ) from error
-                yield record["step"], made
+                yield Logged(record["step"], result, str(record.get("name", "")))
 
-    def probe_results(self) -> Iterator[tuple[int, ProbeResult]]:
-        """(step, result) of every probe evaluation logged."""
-        return self._of_kind("ProbeResult", _probe_result)
+    def last(self, kind: type[R]) -> dict[int, R]:
+        """The last result of a type at each step, by step."""
+        found = {logged.step: logged.result for logged in self.results(kind)}
+        return dict(sorted(found.items(), key=itemgetter(0)))
 
-    def controls(self) -> dict[int, Controls]:
-        """The last controls logged at each step."""
-        return dict(sorted(dict(self._of_kind("Controls", _controls)).items()))
-
-    def spectra(self) -> dict[int, Spectrum]:
-        """The last spectrum logged at each step, without its vectors, which are in `spectrum_path(step)`."""
-        return dict(sorted(dict(self._of_kind("Spectrum", from_summary)).items()))
-
-    def line_searches(self) -> dict[tuple[int, str], LineSearch]:
-        """The last line search logged at each step along each direction's name."""
-        found = {(step, name): search for step, (name, search) in self._of_kind("LineSearch", _line_search)}
-        return dict(sorted(found.items()))
-
-    def spectrum_path(self, step: int) -> Path:
-        """The file of a step's spectrum."""
-        return self.path / "spectra" / f"step_{step:08d}.npz"
+    def named(self, kind: type[R]) -> dict[tuple[int, str], R]:
+        """The last result of a type at each step under each name, by step and name."""
+        found = {(logged.step, logged.name): logged.result for logged in self.results(kind)}
+        return dict(sorted(found.items(), key=itemgetter(0)))
 
     def snapshots(self) -> dict[int, Path]:
         """The weights saved, by step; files of other names are not ours."""
@@ -119,39 +110,3 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise AnalysisError(f"{str(file)!r} is damaged; start a new run directory.")
     return config
-
-
-def _line_search(record: Mapping[str, Any]) -> tuple[str, LineSearch]:
-    content = {key: value for key, value in record.items() if key not in ("step", "kind", "name")}
-    content |= {key: np.array(content[key], np.float64) for key in ("alphas", "losses")}
-    # An earlier version did not say how well it knew the direction: so it is not known.
-    content = {"angle": None, "slope_doubt": np.nan} | content
-    return str(record["name"]), LineSearch(**content)
-
-
-def _probe_result(record: Mapping[str, Any]) -> ProbeResult:
-    return ProbeResult(
-        record["split"],
-        tuple(Reading(**reading) for reading in record["readings"]),
-        tuple(Reference(**reference) for reference in record["references"]),
-        tuple(record["missing"]),
-    )
-
-
-def _controls(record: Mapping[str, Any]) -> Controls:
-    """Of a line that has null for what was not measured."""
-
-    def made(name: str, make: Callable[[Any], T]) -> T | None:
-        return None if record[name] is None else make(record[name])
-
-    return Controls(
-        made("random_labels", lambda lines: tuple(Selectivity(**line) for line in lines)),
-        made("code", lambda lines: tuple(_code_length(line) for line in lines)),
-        made("neighbours", _probe_result),
-        made("ridge", _probe_result),
-        made("curve", lambda curve: {int(rows): _probe_result(line) for rows, line in curve.items()}),
-    )
-
-
-def _code_length(line: Mapping[str, Any]) -> CodeLength:
-    return CodeLength(**{**line, "blocks": tuple((known, bits) for known, bits in line["blocks"])})

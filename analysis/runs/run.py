@@ -7,7 +7,6 @@ import json
 import operator
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,12 +17,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from hessian import Density, LineSearch, Spectrum
-from probes import FittedProbes, ProbeResult
+from probes import FittedProbes
 from thermoscope.errors import AnalysisError
 
-from ..figures.curvature import density_figure, line_search_figure
-from ..figures.probes import error_by_depth
 from ..files import (
     append_line,
     drop_partial_files,
@@ -32,9 +28,8 @@ from ..files import (
     readable_errors,
     write_atomically,
 )
-from ..jobs.controls import Controls
+from ..results import Family, Occasion, family_of
 from .records import RunRecords
-from .spectra import save_spectrum, summary
 from .tensorboard import Events
 
 __all__ = ["Run", "versions"]
@@ -87,71 +82,31 @@ class Run(RunRecords):
 
     # -- results ------------------------------------------------------------------------------------
 
-    def log(
-        self,
-        result: ProbeResult | Controls | Spectrum | LineSearch | Density,
-        step: int,
-        *,
-        name: str = "",
-        vectors: bool = True,
-        weights: str = "",
-    ) -> None:
-        """Keep a result: a line of `results.jsonl`, scalars and a figure.
-
-        Probes are drawn with the split's first result. A spectrum goes to `spectra/step_XXXXXXXX.npz` too.
+    def log(self, result: Any, step: int, *, name: str = "", **options: Any) -> None:
+        """Keep a result: a line of `results.jsonl`, its scalars, its figures, and what else its family keeps.
 
         Args:
-            result: what was measured.
+            result: what was measured, of a registered family: a `ProbeResult`, `Controls`, `Spectrum` (which
+                goes to `spectra/step_XXXXXXXX.npz` too), `LineSearch` or `Density`.
             step: of the training.
-            name: of a line search's direction, such as "SA 1".
-            vectors: whether a spectrum's eigenvectors are kept.
-            weights: where the probed model's weights are from; kept with the line if given.
+            name: of one among several of a kind at a step, such as "SA 1" of line searches.
+            options: of the family: `vectors=False` keeps no eigenvectors of a `Spectrum`; `weights=` says
+                where the weights of the model that was probed are from.
 
         Raises:
             AnalysisError: for anything else than such a result or a step, or if it cannot be written.
         """
         step = _whole(step)
-        if isinstance(result, ProbeResult):
-            self._append(step, result, {**({"weights": weights} if weights else {}), **asdict(result)})
-            self.events.add_probes(result, step)
-            for reference in result.references:
-                self._draw(result, reference.target, step)
-        elif isinstance(result, Controls):
-            self._append(step, result, asdict(result))
-            self.events.add_controls(result, step)
-        elif isinstance(result, Spectrum):
-            save_spectrum(self.spectrum_path(step), result, vectors=vectors)
-            self._append(step, result, summary(result))
-            self.events.add_spectrum(result, step)
-        elif isinstance(result, LineSearch):
-            self._append(step, result, {"name": name, **asdict(result)})
-            self.events.add_line_search(result, name, step)
-            tag = name.replace(" ", "") or "direction"
-            figure = line_search_figure(result, title=f"{self.path.name}, step {step:,}: {name}")
-            self.save_figure(figure, f"hessian_line_search_{tag}_step_{step:08d}")
-            self.events.add_figure(f"hessian/line search/{tag}", figure, step)
-        elif isinstance(result, Density):
-            self._append(step, result, asdict(result))
-            figure = density_figure(result, title=f"{self.path.name}, step {step:,}: spectral density")
-            self.save_figure(figure, f"hessian_density_step_{step:08d}")
-            self.events.add_figure("hessian/density", figure, step)
-        else:
-            raise AnalysisError(_no_result(result))
-
-    def _append(self, step: int, result: object, content: Mapping[str, Any]) -> None:
-        line = {"step": step, "kind": type(result).__name__, **content}
+        family = _family_of(result)
+        kind = type(result)
+        at: Occasion[Any] = Occasion(self.path, step, name, lambda: self.results(kind))
+        content = family.line(result, at, **options)
+        line = {"step": step, "kind": kind.__name__, **({"name": name} if name else {}), **content}
         append_line(self._results, json.dumps(line, default=np.ndarray.tolist))
-
-    def _draw(self, result: ProbeResult, target: str, step: int) -> None:
-        alike = ((s, r) for s, r in self.probe_results() if r.split == result.split)
-        first_step, first = next((s, r) for s, r in alike if target in {x.target for x in r.references})
-        curves = {"at initialisation" if first_step == 0 else f"step {first_step:,}": first}
-        if step != first_step:
-            curves[f"step {step:,}"] = result
-        suffix = "" if target == "y" else f"_{target}"  # the name of a single label set without one
-        figure = error_by_depth(curves, title=f"{self.path.name}: {result.split}", target=target)
-        self.save_figure(figure, f"probes_{result.split}{suffix}_step_{step:08d}")
-        self.events.add_figure(f"probes/{result.split}/error by depth{suffix}", figure, step)
+        self.events.add_scalars(family.scalars(result, name), step)
+        for tag, file, figure in family.drawings(result, at):
+            self.save_figure(figure, f"{file}_step_{step:08d}")
+            self.events.add_figure(tag, figure, step)
 
     def log_scalars(self, scalars: Mapping[str, float], step: int) -> None:
         """Numbers of the training itself, by TensorBoard tag.
@@ -204,13 +159,16 @@ def _whole(step: Any) -> int:
         raise AnalysisError(f"step must be a whole number, not {step!r}.") from error
 
 
-def _no_result(thing: object) -> str:
-    kinds = ", ".join(kind.__name__ for kind in (ProbeResult, Controls, Spectrum, LineSearch, Density))
-    if isinstance(thing, FittedProbes):
-        return "FittedProbes hold several results; log one of them, as in run.log(fitted.test, step)."
-    if isinstance(thing, Mapping):
-        return f"a {type(thing).__name__} is no result; log numbers by name with run.log_scalars."
-    return f"a {type(thing).__name__} cannot be logged; log a {kinds}."
+def _family_of(result: object) -> Family[Any]:
+    if isinstance(result, FittedProbes):
+        raise AnalysisError(
+            "FittedProbes hold several results; log one of them, as in run.log(fitted.test, step)."
+        )
+    if isinstance(result, Mapping):
+        raise AnalysisError(
+            f"a {type(result).__name__} is no result; log numbers by name with run.log_scalars."
+        )
+    return family_of(type(result))
 
 
 def versions() -> dict[str, str]:

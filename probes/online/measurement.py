@@ -11,12 +11,12 @@ import torch.distributed as dist
 
 from thermoscope.errors import ProbeError
 
+from ..digests import input_digests, mixed
 from ..features.bound import BoundReduction
 from ..features.layer_reader import Batch
 from ..intervals import normal
 from ..mean_se import Tally
 from ..results import Reading, Reference
-from ..store.digests import input_digests, mixed
 from ..targets import Classification, Regression, Target
 from ..user_model import logits_of
 from .bank import Bank

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from thermoscope.errors import ProbeError
 
-from .digests import array_digest
+from ..digests import array_digest
 
 __all__ = ["Column", "Digest", "file_name", "hexadecimal"]
 

@@ -15,10 +15,10 @@ from torch import nn
 
 from thermoscope.errors import ProbeError
 
+from ..digests import Digests, input_digests, model_digest
 from ..features.reduction import parse_reduction
 from ..user_model import held_fixed
 from .contents import Data, Manifest, Settings, checkpoint_folder, layer_column
-from .digests import Digests, input_digests, model_digest
 from .job import Job, Lock
 from .layer_run import LayerRun, Request, StoredLayer, Tensors
 from .one_pass import Estimate, First, Pass, features_of, kinds_of, labels_of, stored_data

@@ -19,13 +19,13 @@ from tqdm import tqdm
 from thermoscope.errors import ProbeError
 
 from ..arguments import whole_number
+from ..digests import model_digest
 from ..features.layout import LayoutText
 from ..features.patterns import Pattern, nearest
 from ..features.reduction import Reduce
 from ..user_model import Forward, default_forward, unwrap
 from .columns import Column, Digest
 from .contents import Data, Manifest, checkpoint_folder, checkpoints, layer_column
-from .digests import model_digest
 from .extraction import Extraction
 from .layer_run import SINGLE, Request, listed
 from .one_pass import Estimate

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .digests import tensor_bytes
+from ..digests import tensor_bytes
 
 __all__ = ["holdings_digest"]
 

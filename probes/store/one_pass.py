@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from thermoscope.errors import ProbeError
 
+from ..digests import Digests, input_digests
 from ..features.layout import Layout
 from .contents import Data
-from .digests import Digests, input_digests
 from .job import Job
 from .layer_run import LayerRun, StoredLayer, Tensors
 from .source import Opening, Source

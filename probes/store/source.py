@@ -21,8 +21,8 @@ from torch.utils.data import (
 
 from thermoscope.errors import ProbeError
 
+from ..digests import Digests, input_digests
 from ..user_model import label_key, tensors_in
-from .digests import Digests, input_digests
 from .holdings import holdings_digest
 
 __all__ = ["Opening", "Source"]

@@ -22,8 +22,8 @@ import torch
 
 from thermoscope.errors import ProbeError
 
+from ..digests import Digests, array_digest, mixed
 from .columns import Column
-from .digests import Digests, array_digest, mixed
 from .records import readable_errors
 
 __all__ = ["Progress", "Stored", "Writer"]

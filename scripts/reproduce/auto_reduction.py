@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from analysis import DataSplits, error_by_depth, load_data
-from analysis.runs.tables import side_by_side
+from analysis.results.probes import side_by_side
 from analysis.sources.paper_models import resnet50_v1
 from analysis.sources.preprocessing import Preprocessing, own_preprocessing
 from analysis.sources.weights import load_weights

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from analysis import AnalysisError, DataSplits, Preprocessing, error_by_depth, load_data, load_model
 from analysis.jobs.probe import probe_model
 from analysis.jobs.settings import ProbeSettings
-from analysis.runs.tables import side_by_side
+from analysis.results.probes import side_by_side
 from analysis.sources.paper_models import mnist_convnet
 from analysis.sources.weights import load_published
 from probes import FeatureStore, FittedProbes, ProbeResult, Reading, evaluate_probes, fit_probes

@@ -27,7 +27,7 @@ from analysis.figures.network.figure import graph_over_training
 from analysis.figures.network.graph import model_graph
 from analysis.jobs.probe import probe_model
 from analysis.jobs.settings import ProbeSettings
-from analysis.runs.tables import by_step, side_by_side
+from analysis.results.probes import by_step, side_by_side
 from analysis.sources.paper_models import inception_v3_trunk
 from analysis.sources.preprocessing import Preprocessing, own_preprocessing
 from analysis.sources.weights import load_weights

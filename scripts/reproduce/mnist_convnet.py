@@ -20,7 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 from analysis import DataSplits, error_by_depth
-from analysis.runs.tables import side_by_side
+from analysis.results.probes import side_by_side
 from analysis.sources.paper_models import mnist_convnet
 from probes import ProbeResult, ProbeSet
 

@@ -20,8 +20,8 @@ from _common import mnist, parser, shuffled
 from tqdm import tqdm
 
 from analysis import HessianSettings, Run, load_model, measure_hessian
+from analysis.results.line_search import curvature
 from analysis.runs.run import versions
-from analysis.runs.tables import curvature
 from hessian import LineSearch, Spectrum
 
 STEPS = (0, 10, 200, 2000)
@@ -71,7 +71,7 @@ def main() -> None:
     )
     spectra = measure_hessian(path, settings)
     with Run(path) as run:
-        searches = run.line_searches()
+        searches = run.named(LineSearch)
     table = curvature(spectra, searches)
     print(table.to_string())
     write(options, path, name, table_rows(table), findings(spectra, searches))

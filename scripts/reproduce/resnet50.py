@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 from analysis import AnalysisError, DataSplits, error_by_depth, graph_figure, load_data, model_graph
 from analysis.jobs.probe import probe_model
 from analysis.jobs.settings import ProbeSettings
-from analysis.runs.tables import side_by_side
+from analysis.results.probes import side_by_side
 from analysis.sources.paper_models import resnet50_v1
 from analysis.sources.preprocessing import own_preprocessing
 from analysis.sources.weights import load_weights

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 
 from analysis import AnalysisError, HessianSettings, Run, load_data, load_model, measure_hessian
 from analysis.figures.curvature import best_decreases, best_steps, parameter_shares
-from analysis.runs.spectra import load_shares, load_spectrum, save_spectrum
-from analysis.runs.tables import curvature
+from analysis.results.line_search import curvature
+from analysis.results.spectrum import load_shares, load_spectrum, save_spectrum, spectrum_path
 from analysis.sources.weights import load_weights
 from hessian import Eigenpair, LineSearch, Loss, MissedCheck, Spectrum, fixed_subset
 from thermoscope.command import main
@@ -76,7 +76,7 @@ def test_spectra_are_those_of_the_dense_hessian_at_each_snapshot(measured: Path,
     matrix, loss = dense(measured, step)
     values = np.linalg.eigvalsh(matrix.astype(np.float64))
     with Run(measured) as run:
-        spectrum, searches = run.spectra()[step], run.line_searches()
+        spectrum, searches = run.last(Spectrum)[step], run.named(LineSearch)
     np.testing.assert_allclose(
         [p.value for p in spectrum.largest], values[:-4:-1], atol=1e-4 * np.ptp(values)
     )
@@ -87,12 +87,12 @@ def test_spectra_are_those_of_the_dense_hessian_at_each_snapshot(measured: Path,
 
 
 def test_files_hold_vectors_and_shares(measured: Path) -> None:
-    spectrum = load_spectrum(Run(measured).spectrum_path(5))
+    spectrum = load_spectrum(spectrum_path(Run(measured).path, 5))
     matrix, _ = dense(measured, 5)
     for pair in spectrum.pairs:
         residual = np.linalg.norm(matrix @ pair.vector - pair.value * pair.vector)
         assert residual <= 2e-4 * spectrum.width
-    with np.load(Run(measured).spectrum_path(5), allow_pickle=False) as file:
+    with np.load(spectrum_path(Run(measured).path, 5), allow_pickle=False) as file:
         np.testing.assert_allclose(file["shares"].sum(1), 1, rtol=1e-5)
         assert file["names"].tolist() == list(spectrum.layout)
         assert file["shares"].shape == (5, len(spectrum.layout))
@@ -107,13 +107,13 @@ def test_figures_and_scalars_are_there(measured: Path) -> None:
 
     events = EventAccumulator(str(measured))
     events.Reload()
-    spectra = Run(measured).spectra()
+    spectra = Run(measured).last(Spectrum)
     logged = {e.step: e.value for e in events.Scalars("hessian/largest/01")}
     assert logged == pytest.approx({step: s.largest[0].value for step, s in spectra.items()})
 
 
 def test_how_much_of_the_leading_vectors_stays_is_logged(measured: Path) -> None:
-    first, second = (load_spectrum(Run(measured).spectrum_path(step)) for step in (0, 5))
+    first, second = (load_spectrum(spectrum_path(Run(measured).path, step)) for step in (0, 5))
     logged = {k: v for r in Run(measured).records() if r["step"] == 5 for k, v in r.items() if "overlap" in k}
     cosine = abs(float(first.largest[0].vector @ second.largest[0].vector))
     assert logged["hessian/overlap/LA 1"] == pytest.approx(cosine, rel=1e-5)
@@ -150,11 +150,11 @@ def test_killed_anywhere_it_goes_on_to_the_same_spectra(
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = Run(path).spectra()
+    done = Run(path).last(Spectrum)
     assert len(done) >= 1
     spectra = measure_hessian(path, SETTINGS, progress=False)
     assert sorted(spectra) == [0, 5, 20]
-    undisturbed = Run(measured).spectra()
+    undisturbed = Run(measured).last(Spectrum)
     for step, spectrum in spectra.items():
         expected = [pair.value for pair in undisturbed[step].pairs]
         tolerance = 1e-3 * spectrum.width
@@ -185,7 +185,7 @@ def test_ctrl_c_keeps_what_was_found(trained: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(CurvatureOperator, "multiply", interrupted)
     with pytest.raises(KeyboardInterrupt):
         measure_hessian(path, SETTINGS, progress=False)
-    kept = Run(path).spectra()
+    kept = Run(path).last(Spectrum)
     assert list(kept) == [0]
     assert kept[0].interrupted
     assert not kept[0].converged
@@ -212,12 +212,12 @@ def test_a_spectrum_is_read_back_as_it_was(tmp_path: Path) -> None:
     spectrum = spectrum_of(6)
     with Run(tmp_path) as run:
         run.log(spectrum, 3)
-        (again,) = run.spectra().values()
+        (again,) = run.last(Spectrum).values()
     assert [(p.value, p.residual, p.converged) for p in again.pairs] == [
         (p.value, p.residual, p.converged) for p in spectrum.pairs
     ]
     assert (again.missed_check, again.layout) == (spectrum.missed_check, spectrum.layout)
-    file = load_spectrum(Run(tmp_path).spectrum_path(3))
+    file = load_spectrum(spectrum_path(Run(tmp_path).path, 3))
     np.testing.assert_array_equal(file.largest[0].vector, spectrum.largest[0].vector)
     assert file.layout == spectrum.layout
     assert spectrum.shares(spectrum.largest[0]) == {"a.weight": 1.0, "a.bias": 0.0}
@@ -303,11 +303,11 @@ def test_a_snapshot_gives_its_digits_whatever_was_measured_before(
     path = tmp_path / "run"
     shutil.copytree(trained, path)
     alone = measure_hessian(path, replace(SETTINGS, steps=(20,)), progress=False)[20]
-    after = Run(measured).spectra()[20]
+    after = Run(measured).last(Spectrum)[20]
     assert alone.mode == after.mode != ""
     for one, other in zip(alone.pairs, after.pairs, strict=True):
         assert (one.value, one.residual, one.angle) == (other.value, other.residual, other.angle)
-    searches = Run(path).line_searches(), Run(measured).line_searches()
+    searches = Run(path).named(LineSearch), Run(measured).named(LineSearch)
     for name in ("LA 1", "SA 1"):
         one, other = (found[20, name] for found in searches)
         assert (one.alpha_best, one.decrease, one.slope) == (other.alpha_best, other.decrease, other.slope)
@@ -316,13 +316,13 @@ def test_a_snapshot_gives_its_digits_whatever_was_measured_before(
 def test_vectors_point_downhill_and_the_best_step_with_them(measured: Path) -> None:
     _, loss = dense(measured, 5)
     gradient = loss.gradient()
-    spectrum = load_spectrum(Run(measured).spectrum_path(5))
+    spectrum = load_spectrum(spectrum_path(Run(measured).path, 5))
     assert all(gradient @ pair.vector <= 0 for pair in spectrum.pairs)
-    for (step, name), search in Run(measured).line_searches().items():
+    for (step, name), search in Run(measured).named(LineSearch).items():
         assert search.alpha_best > 0, (step, name)
         assert search.slope < 0
-    assert [pair.angle for pair in spectrum.pairs] == [p.angle for p in Run(measured).spectra()[5].pairs]
-    assert spectrum.mode == Run(measured).spectra()[5].mode
+    assert [pair.angle for pair in spectrum.pairs] == [p.angle for p in Run(measured).last(Spectrum)[5].pairs]
+    assert spectrum.mode == Run(measured).last(Spectrum)[5].mode
 
 
 def test_overlaps_come_with_their_bounds(measured: Path) -> None:
@@ -346,11 +346,11 @@ def test_records_of_the_version_before_are_read(tmp_path: Path) -> None:
         for pair in [*line.get("largest", []), *line.get("smallest", [])]:
             del pair["angle"]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    file = Run(tmp_path).spectrum_path(3)
+    file = spectrum_path(Run(tmp_path).path, 3)
     with np.load(file) as arrays:
         np.savez(file, **{name: arrays[name] for name in arrays.files if name not in ("angles", "mode")})
-    (again,) = Run(tmp_path).spectra().values()
-    (search,) = Run(tmp_path).line_searches().values()
+    (again,) = Run(tmp_path).last(Spectrum).values()
+    (search,) = Run(tmp_path).named(LineSearch).values()
     assert again.largest[0].value == load_spectrum(file).largest[0].value == 3
     assert again.largest[0].angle is load_spectrum(file).largest[0].angle is None
     assert (again.mode, again.residuals) == ("", "measured")
@@ -407,9 +407,8 @@ def test_the_mode_that_is_asked_for_is_taken_and_kept(
     shutil.copytree(trained, path)
     options = ["hessian", "--run", str(path), "--largest=1", "--smallest=1", "--subset=0.1", "--steps", "0"]
     assert main([*options, "--line-searches=0", "--mode=retained"]) == 0
-    assert Run(path).spectra()[0].mode == "retained"
+    assert Run(path).last(Spectrum)[0].mode == "retained"
     assert main([*options, "--line-searches=0", "--mode=linearized"]) == 1
     assert "was made with mode='retained', not 'linearized'" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([*options, "--mode=fastest"])
-    assert "fastest" in capsys.readouterr().err
+    assert main([*options, "--mode=fastest"]) == 1
+    assert "unknown mode 'fastest'; use linearized, retained" in capsys.readouterr().err

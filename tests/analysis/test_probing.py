@@ -16,7 +16,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from analysis import AnalysisError, Run, load_data
+from analysis import AnalysisError, Controls, Logged, Run, load_data
 from analysis.commands import parser
 from analysis.commands.probe import _settings
 from analysis.jobs.probe import probe_model, probe_snapshots
@@ -27,6 +27,7 @@ from analysis.sources.weights import load_weights
 from probes import (
     ArrayFeatures,
     FeatureStore,
+    ProbeResult,
     code_length,
     nearest_neighbours,
     ridge,
@@ -68,7 +69,7 @@ def test_a_checkpoint(tmp_path: Path) -> None:
     figures = {file.name for file in (tmp_path / "run" / "figures").iterdir()}
     assert {"probes_optimum_step_00000000.png", "probes_network.png", "probes_network.svg"} <= figures
     with Run(tmp_path / "run") as run:
-        assert list(run.probe_results()) == [(0, result)]
+        assert list(run.results(ProbeResult)) == [Logged(0, result)]
 
 
 def test_the_probe_of_the_input_is_scikit_learns(tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ def test_controls_are_those_of_the_instrument_and_read_back(tmp_path: Path) -> N
     settings = replace(PROBING, layers=("input", "fc"), controls=CONTROLS)
     result = probe_model(tmp_path, untrained(), load_data(DATA), settings, progress=False)
     assert result is not None
-    controls = RunRecords(tmp_path).controls()[0]
+    controls = RunRecords(tmp_path).last(Controls)[0]
     assert all(control in controls for control in CONTROLS)
     train, valid, test = (
         FeatureStore.open(tmp_path / "features" / split) for split in ("train", "valid", "test")
@@ -185,9 +186,9 @@ def test_controls_are_those_of_the_instrument_and_read_back(tmp_path: Path) -> N
 def test_controls_can_be_asked_for_afterwards(run: Path) -> None:
     settings = replace(PROBING, steps=(0,), layers=("fc",))
     probe_snapshots(run, settings, progress=False)
-    assert not RunRecords(run).controls()
+    assert not RunRecords(run).last(Controls)
     probe_snapshots(run, replace(settings, controls=("ridge",)), progress=False)
-    assert "ridge" in RunRecords(run).controls()[0]
+    assert "ridge" in RunRecords(run).last(Controls)[0]
     lines = (run / "results.jsonl").read_text()
     probe_snapshots(run, replace(settings, controls=("ridge",)), progress=False)
     assert (run / "results.jsonl").read_text() == lines
@@ -243,7 +244,7 @@ def test_torchrun_gives_the_store_and_the_readings_of_one_process(run: Path) -> 
     assert done.returncode == 0, done.stderr
     assert stored(run) == stored(alone)
     assert len(list(run.glob("events*"))) == events + 1  # only the first process writes
-    found = {step: r for step, r in RunRecords(run).probe_results() if r.split == "optimum"}
+    found = {x.step: x.result for x in RunRecords(run).results(ProbeResult) if x.result.split == "optimum"}
     assert list(found) == list(expected)
     for step, result in found.items():
         losses = [reading.loss for reading in result.readings]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from analysis import HessianSettings, Run, load_model, measure_hessian
+from hessian import LineSearch, Spectrum
 
 from .test_curvature import CONFIG
 
@@ -76,11 +77,11 @@ def test_two_processes_give_the_digits_of_one(trained: Path, tmp_path: Path) -> 
         progress=False,
     )
     with Run(tmp_path / "one") as one, Run(tmp_path / "two") as two:
-        a, b = one.spectra()[0], two.spectra()[0]
+        a, b = one.last(Spectrum)[0], two.last(Spectrum)[0]
         np.testing.assert_allclose(
             [p.value for p in b.pairs], [p.value for p in a.pairs], atol=1e-5 * a.width
         )
-        by_one, by_two = (list(run.line_searches().values()) for run in (one, two))
+        by_one, by_two = (list(run.named(LineSearch).values()) for run in (one, two))
         assert len(by_one) == len(by_two) == 2
         for p, q in zip(by_one, by_two, strict=True):
             assert q.loss == pytest.approx(p.loss, rel=1e-6)

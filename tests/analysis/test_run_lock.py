@@ -17,6 +17,7 @@ from analysis import AnalysisError, Run
 from analysis.files import HOST, append_line, keep_lines, locked
 from analysis.jobs.train import train
 from analysis.runs.lock import exclusive
+from probes import ProbeResult
 
 from .small import SETTINGS
 from .test_runs import RESULT
@@ -195,7 +196,7 @@ def test_a_run_can_be_read_and_added_to_while_it_trains(tmp_path: Path) -> None:
     with exclusive(tmp_path, "train"), Run(tmp_path) as run:
         run.log(RESULT, 0)
         with Run(tmp_path) as other:
-            assert [step for step, _ in other.probe_results()] == [0]
+            assert [logged.step for logged in other.results(ProbeResult)] == [0]
             other.log(RESULT, 1)
         run.log(RESULT, 2)
-        assert [step for step, _ in run.probe_results()] == [0, 1, 2]
+        assert [logged.step for logged in run.results(ProbeResult)] == [0, 1, 2]

@@ -18,9 +18,9 @@ import torch
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from torch import nn
 
-from analysis import AnalysisError, Run, frame, history
+from analysis import AnalysisError, Logged, Run, frame, history
 from analysis.files import HOST, append_line, drop_partial_line, write_atomically
-from analysis.runs.tables import side_by_side
+from analysis.results.probes import side_by_side
 from probes import ProbeResult, Reading, Reference
 
 READING = Reading("conv1", "y", "avg:1", 16, 0.03, 100, 500, 0.5, 0.02, 0.2, 0.01, 0.02, 0.005)
@@ -34,7 +34,10 @@ def test_results_are_read_back_as_they_were(tmp_path: Path) -> None:
         run.log(RESULT, 0)
         run.log(replace(RESULT, split="test"), 7)
         run.log_scalars({"model/train/loss": 0.3}, 7)
-    assert list(Run(tmp_path / "run").probe_results()) == [(0, RESULT), (7, replace(RESULT, split="test"))]
+    assert list(Run(tmp_path / "run").results(ProbeResult)) == [
+        Logged(0, RESULT),
+        Logged(7, replace(RESULT, split="test")),
+    ]
 
 
 def test_a_line_cut_short_by_a_kill_is_absent(tmp_path: Path) -> None:
@@ -46,10 +49,10 @@ def test_a_line_cut_short_by_a_kill_is_absent(tmp_path: Path) -> None:
     for cut in (1, 50, len(content) // 2 - 1):
         results.write_bytes(content[:-cut])
         with Run(tmp_path) as run:
-            assert [step for step, _ in run.probe_results()] == [0]
+            assert [logged.step for logged in run.results(ProbeResult)] == [0]
             run.log(RESULT, 2)
         with Run(tmp_path) as run:
-            assert [step for step, _ in run.probe_results()] == [0, 2]
+            assert [logged.step for logged in run.results(ProbeResult)] == [0, 2]
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
@@ -58,7 +61,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     with (tmp_path / "results.jsonl").open("a") as file:
         file.write("{nonsense\n")
     with pytest.raises(AnalysisError, match=r"line 2 of .*results.jsonl' is damaged"):
-        list(Run(tmp_path).probe_results())
+        list(Run(tmp_path).results(ProbeResult))
 
 
 def test_resuming_forgets_what_will_be_computed_again(tmp_path: Path) -> None:
@@ -66,7 +69,7 @@ def test_resuming_forgets_what_will_be_computed_again(tmp_path: Path) -> None:
         for step in (0, 5, 10):
             run.log(RESULT, step)
     with Run(tmp_path, resume_at=5) as run:
-        assert [step for step, _ in run.probe_results()] == [0, 5]
+        assert [logged.step for logged in run.results(ProbeResult)] == [0, 5]
 
 
 def test_tensorboard_is_told_to_forget_them_too(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ AUGMENTED = replace(
 def without_figures() -> Iterator[None]:
     """They take most of the time, and nothing here concerns them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_draw", lambda *_: None)
+        patch.setattr("analysis.results.probes.ProbeResults.drawings", lambda *_: ())
         yield
 
 

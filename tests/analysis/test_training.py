@@ -17,7 +17,7 @@ import torch
 
 from analysis import AnalysisError, Run
 from analysis.jobs.train import TrainSettings, train
-from probes import ProbeError
+from probes import ProbeError, ProbeResult
 
 from .small import SETTINGS
 
@@ -72,14 +72,14 @@ def test_the_model_is_the_one_trained_without_probes(undisturbed: Path, tmp_path
 
 
 def test_probes_learn_something(undisturbed: Path) -> None:
-    tests = [r for _, r in Run(undisturbed).probe_results() if r.split == "test"]
+    tests = [x.result for x in Run(undisturbed).results(ProbeResult) if x.result.split == "test"]
     assert tests[-1]["input"].error < tests[-1].references[0].majority_error
 
 
 _KILLED = """
 import sys
 from pathlib import Path
-from analysis.training import train
+from analysis import train
 from tests.analysis.small import SETTINGS
 train(SETTINGS, sys.argv[1], resume=Path(sys.argv[1], "config.json").exists(), progress=False)
 """

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from analysis.figures.probes_over_training import error_curves, error_heat_map
-from analysis.runs.tables import by_step
+from analysis.results.probes import by_step
 from probes import ProbeResult, Reading, Reference
 
 

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hessian import HessianError, Loss
-from hessian.products.matrices import MODES, _PlainWeightNorm
+from hessian.empirical_risk.evaluating import _PlainWeightNorm
+from hessian.products.matrices import MODES
 
 from .cases import CASES, Case, dense
 

@@ -19,9 +19,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from analysis import Run
+from analysis import Logged, Run
 from analysis.jobs.train import train
-from analysis.runs.spectra import load_shares, load_spectrum
+from analysis.results.spectrum import load_shares, load_spectrum
+from probes import ProbeResult
 
 from ..analysis.small import SETTINGS, model
 from ..analysis.test_runs import RESULT
@@ -554,7 +555,7 @@ def logged() -> list[Case]:
             "d": 4,
             "e": 1.0,
         }
-        assert list(run.probe_results()) == [(8, RESULT)]
+        assert list(run.results(ProbeResult)) == [Logged(8, RESULT)]
 
     def not_a_number() -> None:
         run = Run("run")
@@ -562,7 +563,7 @@ def logged() -> list[Case]:
         (record,) = run.records()
         assert np.isnan(record["loss"])
 
-    kinds = "log a ProbeResult, Controls, Spectrum, LineSearch, Density"
+    kinds = "log one of Controls, Density, LineSearch, ProbeResult, Spectrum, or register a family for it"
     return [
         Case("a dict is logged", log({"loss": 1.0}), "log numbers by name with run.log_scalars"),
         Case("None is logged", log(None), f"a NoneType cannot be logged; {kinds}"),
@@ -621,7 +622,7 @@ def no_room() -> list[Case]:
             run.log(RESULT, 9)
         assert Path("run/results.jsonl").read_bytes() == before
         run.log(RESULT, 9)
-        assert next(reversed(list(run.probe_results()))) == (9, RESULT)
+        assert next(reversed(list(run.results(ProbeResult)))) == Logged(9, RESULT)
 
     return [
         *(

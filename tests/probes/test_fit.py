@@ -8,7 +8,7 @@ import sklearn.datasets
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from analysis.runs.tables import frame
+from analysis import frame
 from probes import ArrayFeatures, ProbeError, evaluate_probes, fit_probes
 from probes.fit.all_layers import _PATH
 

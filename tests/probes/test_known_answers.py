@@ -9,6 +9,7 @@ import torch
 
 from probes import ArrayFeatures, ProbeError, code_length, fit_probes, selectivity
 from probes.controls.readouts import _nearest
+from probes.digests import array_digest, mixed
 from probes.fit import metric as metric_module
 from probes.fit.certificate import duality_gap
 from probes.fit.features import Rows, Scaling
@@ -18,7 +19,6 @@ from probes.fit.splits import Splits, require_classes
 from probes.fit.strengths import from_strong_to_weak
 from probes.fit.views import RowSubset
 from probes.store.columns import Column, Digest, file_name, hexadecimal
-from probes.store.digests import array_digest, mixed
 
 from .fitting import clusters, standardised
 
@@ -242,7 +242,7 @@ def test_rows_too_wide_for_one_go_have_the_same_digest(monkeypatch):
     x, numbers = np.arange(60, dtype=np.float32).reshape(6, 10), np.arange(6)
     whole = array_digest(x, numbers)
     for at_once in (1, 10, 25):
-        monkeypatch.setattr("probes.store.digests._AT_ONCE", at_once)
+        monkeypatch.setattr("probes.digests._AT_ONCE", at_once)
         assert array_digest(x, numbers) == whole
 
 

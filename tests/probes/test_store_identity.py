@@ -17,8 +17,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from probes import FeatureStore, ProbeError
+from probes.digests import input_digests, model_digest
 from probes.store import writer
-from probes.store.digests import input_digests, model_digest
 from probes.store.holdings import holdings_digest
 from probes.store.recognition import require_same_features
 from probes.store.records import checksum

@@ -1,4 +1,4 @@
-"""Spectra as files: `spectra/step_XXXXXXXX.npz` of a run directory."""
+"""Extreme eigenpairs: values in a line, and all of them with their vectors in `spectra/step_XXXXXXXX.npz`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,75 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from hessian import Eigenpair, MissedCheck, Spectrum
 from thermoscope.errors import AnalysisError
 
 from ..files import write_atomically
+from .family import Family, Occasion, register
 
-__all__ = ["from_summary", "load_shares", "load_spectrum", "save_spectrum", "summary"]
+__all__ = ["SpectrumFamily", "load_shares", "load_spectrum", "save_spectrum", "spectrum_path"]
+
+
+class SpectrumFamily(Family[Spectrum]):
+    """Tags: `hessian/largest/01` and so on; `hessian/solver/residual`, a share of the width, and its cost."""
+
+    kind = Spectrum
+
+    def line(self, result: Spectrum, at: Occasion[Spectrum], *, vectors: bool = True) -> Mapping[str, Any]:
+        """All but the vectors, which the file has if they are wanted."""
+        save_spectrum(spectrum_path(at.run, at.step), result, vectors=vectors)
+        content = {field.name: getattr(result, field.name) for field in fields(result)}
+        for end in ("largest", "smallest"):
+            content[end] = [_without_vector(pair) for pair in getattr(result, end)]
+        check = result.missed_check
+        return {**content, "missed_check": check and asdict(check)}
+
+    def read(self, line: Mapping[str, Any]) -> Spectrum:
+        """With empty vectors; a line of an earlier version says less."""
+        content = {field.name: line[field.name] for field in fields(Spectrum) if field.name in line}
+        for end in ("largest", "smallest"):
+            content[end] = tuple(Eigenpair(vector=np.empty(0), **pair) for pair in line[end])
+        if content["missed_check"] is not None:
+            content["missed_check"] = MissedCheck(**content["missed_check"])
+        content["layout"] = {name: tuple(shape) for name, shape in line["layout"].items()}
+        return Spectrum(**content)
+
+    def scalars(self, result: Spectrum, name: str) -> dict[str, float]:
+        """Eigenvalues by rank, the largest residual as a share of the width, and what they cost."""
+        found: dict[str, float] = {
+            f"hessian/{end}/{i:02d}": pair.value
+            for end in ("largest", "smallest")
+            for i, pair in enumerate(getattr(result, end), start=1)
+        }
+        worst = max(pair.residual for pair in result.pairs)
+        found["hessian/solver/residual"] = worst / result.width if result.width > 0 else worst
+        found["hessian/solver/products"] = result.products
+        found["hessian/solver/seconds"] = result.seconds
+        return found
+
+    def frame(self, result: Spectrum) -> pd.DataFrame:
+        """One row per pair, the largest eigenvalue first: all but the vector, and its end and rank."""
+        ends = (("LA", result.largest), ("SA", result.smallest))
+        rows = [
+            {"end": end, "rank": rank, **_without_vector(pair)}
+            for end, pairs in ends
+            for rank, pair in enumerate(pairs, start=1)
+        ]
+        return pd.DataFrame(rows)
+
+
+register(SpectrumFamily())
+
+
+def spectrum_path(run: Path, step: int) -> Path:
+    """The file of a step's spectrum."""
+    return run / "spectra" / f"step_{step:08d}.npz"
+
+
+def _without_vector(pair: Eigenpair) -> dict[str, Any]:
+    return {name: value for name, value in vars(pair).items() if name != "vector"}
 
 
 def save_spectrum(path: Path, spectrum: Spectrum, *, vectors: bool = True) -> None:
@@ -47,29 +109,6 @@ def save_spectrum(path: Path, spectrum: Spectrum, *, vectors: bool = True) -> No
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **content)
     write_atomically(path, buffer.getvalue())
-
-
-def summary(spectrum: Spectrum) -> dict[str, Any]:
-    """What a line of `results.jsonl` says of a spectrum: all but the vectors."""
-    content = {field.name: getattr(spectrum, field.name) for field in fields(spectrum)}
-    for end in ("largest", "smallest"):
-        content[end] = [
-            {name: value for name, value in vars(pair).items() if name != "vector"}
-            for pair in getattr(spectrum, end)
-        ]
-    check = spectrum.missed_check
-    return {**content, "missed_check": check and asdict(check)}
-
-
-def from_summary(record: Mapping[str, Any]) -> Spectrum:
-    """A spectrum whose vectors are empty, from such a line; one of an earlier version says less."""
-    content = {field.name: record[field.name] for field in fields(Spectrum) if field.name in record}
-    for end in ("largest", "smallest"):
-        content[end] = tuple(Eigenpair(vector=np.empty(0), **pair) for pair in record[end])
-    if content["missed_check"] is not None:
-        content["missed_check"] = MissedCheck(**content["missed_check"])
-    content["layout"] = {name: tuple(shape) for name, shape in record["layout"].items()}
-    return Spectrum(**content)
 
 
 def load_spectrum(path: Path) -> Spectrum:
