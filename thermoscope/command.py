@@ -27,6 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         options = parser().parse_args([word for word in words if word != "--debug"])
         status: int = options.run_command(options)
+        if _one_of_several():
+            from analysis.jobs.processes import part
+
+            part()
     except KeyboardInterrupt:
         if debug:
             raise
@@ -41,13 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         sentence = f"thermoscope: {_sentence(error)}"
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if _one_of_several():
             from analysis.jobs.processes import leave
 
             leave(sentence, error)
         print(sentence, file=sys.stderr)
         return 1
     return _flush() or status
+
+
+def _one_of_several() -> bool:
+    """Whether `torchrun` started this process with others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _flush() -> int:

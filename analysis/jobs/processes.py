@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from thermoscope.errors import LeftAloneError
 
-__all__ = ["following", "join_processes", "leave"]
+__all__ = ["following", "join_processes", "leave", "part"]
 
 _PATIENCE = 10.0  # seconds in which torchrun ends the others when one has failed; it takes some tenths
 
@@ -27,6 +27,12 @@ def join_processes(device: str) -> dist.ProcessGroup | None:
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     return dist.group.WORLD
+
+
+def part() -> None:
+    """Leave the group when all is done: its threads must not outlive the interpreter, which aborts then."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextmanager

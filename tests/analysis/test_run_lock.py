@@ -25,7 +25,7 @@ from .test_runs import RESULT
 _HOLDER = """
 import sys, os, time
 from pathlib import Path
-from analysis.run_lock import exclusive
+from analysis.runs.lock import exclusive
 with exclusive(Path(sys.argv[1]), "train"):
     child = os.fork() if sys.argv[2] == "forking" else 1  # as a DataLoader does for its workers
     if child:
