@@ -7,6 +7,8 @@ import json
 import operator
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
+import thermoscope
 from probes import FittedProbes
 from thermoscope.errors import AnalysisError
 
@@ -172,13 +175,13 @@ def _family_of(result: object) -> Family[Any]:
 
 
 def versions() -> dict[str, str]:
-    """The versions that a result may depend on."""
-    import timm
-    import torchvision
-
-    return {
+    """The versions that a result may depend on, of what is installed."""
+    found = {
         "python": platform.python_version(),
+        "thermoscope": thermoscope.__version__,
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "timm": timm.__version__,
     }
+    for name in ("torchvision", "timm"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

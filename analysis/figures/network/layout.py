@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pygraphviz
 
 from .graph import ModelGraph
 
@@ -120,6 +119,8 @@ class _Row:
     """Some of the nodes, placed by `dot`, with the ends of what comes from other rows and goes there."""
 
     def __init__(self, graph: ModelGraph, names: list[str], sizes: Mapping[str, tuple[float, float]]):
+        import pygraphviz  # of the extra `graph`
+
         inside = set(names)
         edges: dict[tuple[str, str], None] = {}  # without repetition, in order
         for source, target in graph.edges:
