@@ -17,12 +17,11 @@ from thermoscope.errors import ProbeError
 
 from ..user_model import plain_arithmetic
 from .axes import Axes
-from .bound import BoundReduction, bind
 from .buffers import Buffers
 from .layout import GivenLayouts, Layout, LayoutText
 from .nests import strided
 from .patterns import HookPoint, glob_matches, nearest
-from .reduction import Reduce, chain_of
+from .reduction import BoundReduction, Reduce, bind, chain_of
 from .tracing import AxisTrace
 
 __all__ = ["Batch", "FeatureReader", "Settled"]

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from thermoscope.errors import ProbeError
 
 from ..digests import input_digests, mixed
-from ..features.bound import BoundReduction
 from ..features.layer_reader import Batch
+from ..features.reduction import BoundReduction
 from ..intervals import normal
 from ..mean_se import Tally
 from ..results import Reading, Reference

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from probes import Auto, ProbeError, ProbeSet, Subset, parse_reduction, random_subset
-from probes.features.bound import BoundReduction, bind
 from probes.features.layout import Features, Layout
+from probes.features.reduction import BoundReduction, bind
 
 from .models import CLASSES, ConvNet, Tagger, images
 
