@@ -74,7 +74,8 @@ class Reference:
     Attributes:
         target: name of the label set.
         n: rows.
-        majority_error: error of always answering the most frequent answer of this split.
+        majority_error: error of always answering the most frequent answer of this split; NaN where a
+            target of your own does not say it.
         model_error: the model's own error, where its output has one number per class of the first target.
         model_error_se: its standard error.
         model_error_low: lower end of its 95% interval, as of a reading's error.
@@ -166,10 +167,12 @@ class ProbeResult:
                 interval = _interval(ref.model_interval)
                 own = f", the model's own {100 * ref.model_error:.2f}% (95% interval {interval})"
             name = f" ({ref.target})" if len(names) > 1 else ""
-            lines.append(
-                f"{self.split}{name}: {ref.n:,} rows; "
-                f"majority class {100 * ref.majority_error:.2f}% wrong{own}"
+            majority = (
+                ""
+                if math.isnan(ref.majority_error)
+                else (f"; majority class {100 * ref.majority_error:.2f}% wrong")
             )
+            lines.append(f"{self.split}{name}: {ref.n:,} rows{majority}{own}")
         return "\n".join(lines)
 
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from thermoscope.errors import ProbeError
 
 from ..mean_se import Tally
-from ..targets import Regression, Target
+from ..targets import Target
 from .labels import Labels
 from .stacked import Group
 
@@ -121,8 +121,9 @@ class Bank:
         if looks:
             self.raise_faults()  # before anything has changed
         for name, target in self.targets.items():
-            if isinstance(target, Regression) and name not in self._units:
-                self._units[name] = self._fix_units(labels.values[name].flatten(0, -2))
+            if target.has_units and name not in self._units:
+                y = labels.values[name]
+                self._units[name] = self._fix_units(y[target.counted(y)])
         for group, mean, var in moments:
             group.take_in(mean, var)
         losses = self._set_gradients(rows, labels)

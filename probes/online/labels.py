@@ -9,7 +9,7 @@ import torch
 
 from thermoscope.errors import ProbeError
 
-from ..targets import Classification, Target
+from ..targets import Target
 
 __all__ = ["Labels"]
 
@@ -60,7 +60,7 @@ class Labels:
         """
         if (name, positions) not in self._rows:
             target, y = self._targets[name], self.values[name]
-            given = y.shape[1:] if isinstance(target, Classification) else y.shape[1:-1]
+            given = y.shape[1 : y.ndim - target.label_dims]
             if len(given) != len(positions):
                 raise ProbeError(_disagreement(layer, tuple(given), positions, target))
             if len(positions) == 1 and given != positions:
@@ -98,8 +98,9 @@ def _as_tensor(y: Any, name: str) -> torch.Tensor:
 def _disagreement(layer: str, given: tuple[int, ...], positions: tuple[int, ...], target: Target) -> str:
     if not positions and given == (1,):
         return "labels have shape (B, 1), but one per example means shape (B,): pass y.squeeze(1)."
-    if not positions and isinstance(target, Classification) and given == (target.num_classes,):
-        return f"labels have shape (B, {given[0]}), one-hot perhaps; give class numbers: y.argmax(1)."
+    hint = None if positions else target.shape_hint(given)
+    if hint is not None:
+        return hint
     if positions:
         return (
             f"layer {layer!r} gives one row per position {positions}, but there is one label per "

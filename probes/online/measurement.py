@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from ..features.reduction import BoundReduction
 from ..intervals import normal
 from ..mean_se import Tally
 from ..results import Reading, Reference
-from ..targets import Classification, Regression, Target
 from ..user_model import logits_of
 from .bank import Bank
 from .labels import Labels
@@ -32,6 +31,7 @@ class Measurement:
         self._bank, self._targets = bank, bank.targets
         self._tallies: dict[tuple[str, str], Tally] = {}
         self._summaries: dict[str, torch.Tensor] = {}
+        self._rows: dict[str, int] = {}  # that have a label that counts
         self._own = Tally((1,))  # the model's own errors
         self.fingerprint = 0  # of the examples, whatever their order
 
@@ -45,12 +45,14 @@ class Measurement:
         self._bank.measure({layer: x for layer, (x, _) in batch.items()}, labels, self._tallies)
         for name, t in self._targets.items():
             values = labels.values[name]
-            summary = t.summary(self._bank.centred(name, values[t.counted(values)]))
+            values = values[t.counted(values)]
+            self._rows[name] = self._rows.get(name, 0) + len(values)
+            summary = t.summary(self._bank.centred(name, values))
             self._summaries[name] = self._summaries[name] + summary if name in self._summaries else summary
         primary, target = next(iter(self._targets.items()))
         logits, answer = logits_of(output), labels.values[primary]
-        if _answers(logits, answer, target):
-            wrong = (logits.argmax(1) != answer).double()
+        wrong = None if logits is None or logits.is_nested else target.model_errors(logits, answer)
+        if wrong is not None:
             self._own.add(wrong[:, None], target.counted(answer)[:, None])
 
     def note_examples(self, given: Any, examples: int) -> None:
@@ -62,8 +64,11 @@ class Measurement:
         """Sum over the processes of a group."""
         for tally in [*self._tallies.values(), self._own]:
             tally.reduce(group)
-        for summary in self._summaries.values():
+        for name, summary in self._summaries.items():
             dist.all_reduce(summary, group=group)
+            rows = torch.tensor(float(self._rows[name]), dtype=torch.float64, device=summary.device)
+            dist.all_reduce(rows, group=group)
+            self._rows[name] = int(rows)
 
     def require_rows(self, split: str) -> None:
         """Refuse a split of which no row counts for some target.
@@ -99,16 +104,12 @@ class Measurement:
         found = dict(
             zip(target.metrics, zip(means[r].tolist(), errors[r].tolist(), strict=True), strict=True)
         )
-        loss = found["loss"]
-        if isinstance(target, Regression):
-            variance = target.variance(summary)
-            found["error"] = (loss[0] / variance, loss[1] / variance) if variance > 0 else (float("nan"),) * 2
-        top5 = found.get("top5_error", (None, None))
-        error, error_se = found["error"]
-        if isinstance(target, Regression):
-            low, high = normal(error, error_se)
-        else:
+        loss, top5 = found["loss"], found.get("top5_error", (None, None))
+        error, error_se = target.error(found, summary)
+        if "error" in found:
             low, high = tally.interval((r, target.metrics.index("error")))
+        else:
+            low, high = normal(error, error_se)
         return Reading(
             layer=layer,
             target=name,
@@ -130,16 +131,8 @@ class Measurement:
     def _reference(self, name: str) -> Reference:
         target, summary = self._targets[name], self._summaries[name]
         mine = name == next(iter(self._targets)) and float(self._own.rows) > 0
-        rows = int(summary.sum() if isinstance(target, Classification) else summary[0, 0])
-        majority = target.majority_error(summary)
+        rows, majority = self._rows[name], target.majority_error(summary)
         if not mine:
             return Reference(name, rows, majority, None, None)
         error, se = (float(part[0]) for part in self._own.means())
         return Reference(name, rows, majority, error, se, *self._own.interval(0))
-
-
-def _answers(logits: torch.Tensor | None, y: torch.Tensor, target: Target) -> TypeGuard[torch.Tensor]:
-    """Whether a model's output has one number per class for each of these labels."""
-    if not isinstance(target, Classification) or logits is None or logits.is_nested or y.ndim != 1:
-        return False
-    return logits.shape == (len(y), target.num_classes)
