@@ -14,26 +14,19 @@ from thermoscope.errors import ProbeError
 from .controls import (
     CodeLength,
     LearningCurve,
+    Readout,
     Selectivity,
     code_length,
     learning_curve,
     nearest_neighbours,
+    read_out,
     ridge,
     selectivity,
 )
 from .features.hook_points import hook_points
+from .features.layout import Features
 from .features.patterns import HookPoint, Pattern, Selection
-from .features.reduction import (
-    Auto,
-    Flatten,
-    Pool,
-    Positions,
-    Project,
-    Reduction,
-    Subset,
-    Token,
-    parse_reduction,
-)
+from .features.reduction import Auto, Flatten, Pool, Positions, Project, Reduction, Subset, Token
 from .fit import (
     ArrayFeatures,
     FeatureTable,
@@ -47,52 +40,64 @@ from .fit import (
 from .probe_set import ProbeSet
 from .results import ProbeResult, Reading, Reference
 from .store import Estimate, FeatureStore
-from .streams import preserved_random_state, random_subset
+from .streams import preserved_random_state
 from .targets import Classification, MultiLabel, Regression, Target
 from .user_model import default_forward
 
 __all__ = [
-    "ArrayFeatures",
+    # probes that train along with a model
+    "ProbeSet",
+    # what they say
+    "ProbeResult",
+    "Reading",
+    "Reference",
+    # which layers
+    "HookPoint",
+    "Pattern",
+    "Selection",
+    "hook_points",
+    # how features become few numbers: the contract, what it is given, and its members
+    "Reduction",
+    "Features",
     "Auto",
+    "Flatten",
+    "Pool",
+    "Positions",
+    "Project",
+    "Subset",
+    "Token",
+    # what is predicted: the contract and its members
+    "Target",
     "Classification",
-    "CodeLength",
+    "MultiLabel",
+    "Regression",
+    # features on disk or in arrays
+    "ArrayFeatures",
     "Estimate",
     "FeatureStore",
     "FeatureTable",
+    "with_labels",
+    # probes at their optimum
     "FittedProbes",
-    "Flatten",
-    "HookPoint",
-    "LearningCurve",
     "LinearClassifier",
-    "MultiLabel",
     "PathPoint",
-    "Pattern",
-    "Pool",
-    "Positions",
-    "ProbeError",
-    "ProbeResult",
-    "ProbeSet",
-    "Project",
-    "Reading",
-    "Reduction",
-    "Reference",
-    "Regression",
-    "Selection",
-    "Selectivity",
-    "Subset",
-    "Target",
-    "Token",
-    "code_length",
-    "default_forward",
     "evaluate_probes",
     "fit_probes",
-    "hook_points",
-    "learning_curve",
+    # is it the layer, or the probe? other read-outs: the contract, what measures them, and its members
+    "Readout",
+    "read_out",
     "nearest_neighbours",
-    "parse_reduction",
-    "preserved_random_state",
-    "random_subset",
     "ridge",
+    # and other questions to the same features
+    "CodeLength",
+    "LearningCurve",
+    "Selectivity",
+    "code_length",
+    "learning_curve",
     "selectivity",
-    "with_labels",
+    # how a model is run where no forward= is given, and leaves the random streams as they were
+    "default_forward",
+    "preserved_random_state",
+    # what goes wrong
+    "ProbeError",
 ]

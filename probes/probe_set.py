@@ -59,11 +59,11 @@ class ProbeSet:
         layers: names, globs, `re.compile` patterns, module types, predicates on `HookPoint`, a list of
             these, or `"auto"`: the input and the blocks that a person would draw. See `Selection`.
         num_classes: of the labels, when there is one set of class labels.
-        targets: otherwise what to predict: a `Classification`, `MultiLabel` or `Regression`, or several by
-            name.
+        targets: otherwise what to predict: a `Classification`, `MultiLabel` or `Regression`, a `Target` of
+            your own, or several by name.
         exclude: patterns like `layers` for what to leave out.
         reduce: how features become few numbers per example: a reduction, its text (`"auto"`, `"avg:2"`,
-            `"subset:1000"`, see `parse_reduction`), or these by glob, the first match counting.
+            `"subset:1000"`), several in a row, or these by glob, the first match counting. See `Reduction`.
         layout: which dimensions hold what, where the forward does not show it: `"BCHW"` for all layers of
             four dimensions, or letters by glob of names; B is the examples, C the channels, T, L, H, W and D
             are positions.

@@ -47,15 +47,16 @@ def measure_controls(
         train, valid, test: the features that they were fitted to, chosen and measured on.
         l2, num_classes, device, progress: as they were fitted.
     """
+    splits: dict[str, Any] = {"train": train, "valid": valid, "test": test}
     plain: dict[str, Any] = {"num_classes": num_classes, "progress": progress}
     fit = {**plain, "device": device}
     neighbours = min(_NEIGHBOURS, train.n)
     return Controls(
         _random_labels(fitted, train, fit) if "random-labels" in wanted else None,
-        code_length(train, **fit) if "code" in wanted else None,
-        nearest_neighbours(train, test, k=neighbours, **plain) if "neighbours" in wanted else None,
-        ridge(train, valid, test, **plain)["test"] if "ridge" in wanted else None,
-        _curve(learning_curve(train, valid, test, l2=l2, **fit)) if "curve" in wanted else None,
+        code_length(train=train, **fit) if "code" in wanted else None,
+        nearest_neighbours(train=train, test=test, k=neighbours, **plain) if "neighbours" in wanted else None,
+        ridge(**splits, **plain)["test"] if "ridge" in wanted else None,
+        _curve(learning_curve(**splits, l2=l2, **fit)) if "curve" in wanted else None,
     )
 
 
@@ -68,7 +69,7 @@ def _random_labels(
     for l2 in sorted({l2 for l2 in penalties.values() if l2 is not None}):
         features = {layer: train[layer] for layer in train.layers if penalties[layer] == l2}
         table = ArrayFeatures(features, train.labels, train.reductions)
-        found |= {one.layer: one for one in selectivity(table, l2=l2, **options)}
+        found |= {one.layer: one for one in selectivity(train=table, l2=l2, **options)}
     return tuple(found[layer] for layer in train.layers)
 
 

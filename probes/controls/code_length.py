@@ -48,8 +48,8 @@ class CodeLength:
 
 
 def code_length(
-    table: FeatureTable,
     *,
+    train: FeatureTable,
     l2: float | Sequence[float] = (1e-1, 1e-2, 1e-3),
     num_classes: int | None = None,
     seed: int = 0,
@@ -63,7 +63,7 @@ def code_length(
     labels are easy to read off the layer, from few rows: there is no separate test set to overfit.
 
     Args:
-        table: features and labels to describe.
+        train: features and labels to describe.
         l2: strengths of regularisation; the shortest code is taken, and log2 of their number added to it.
         num_classes: C; one more than the largest label if not given.
         seed: of the order of rows.
@@ -73,30 +73,30 @@ def code_length(
         ProbeError: for numbers that mean nothing, and as `fit_probes`.
     """
     strengths = from_strong_to_weak(l2, choosable=True)
-    classes, _ = require_classes({"train": table.labels}, num_classes)
+    classes, _ = require_classes({"train": train.labels}, num_classes)
     seed = whole_number("seed", seed, least=0)
-    order = np.random.default_rng(seed).permutation(table.n)
+    order = np.random.default_rng(seed).permutation(train.n)
     least = 4 * classes
-    ends = [table.n >> k for k in range(table.n.bit_length()) if table.n >> k >= min(least, table.n)][::-1]
+    ends = [train.n >> k for k in range(train.n.bit_length()) if train.n >> k >= min(least, train.n)][::-1]
     first = float(ends[0] * np.log2(classes))
-    found: dict[str, list[CodeLength]] = {layer: [] for layer in table.layers}
+    found: dict[str, list[CodeLength]] = {layer: [] for layer in train.layers}
     for strength in strengths:
-        blocks: dict[str, list[tuple[int, float]]] = {layer: [] for layer in table.layers}
-        total = dict.fromkeys(table.layers, first + float(np.log2(len(strengths))))
+        blocks: dict[str, list[tuple[int, float]]] = {layer: [] for layer in train.layers}
+        total = dict.fromkeys(train.layers, first + float(np.log2(len(strengths))))
         start = None
         for known, end in pairwise(ends):
             start = fit_probes(
-                RowSubset(table, order[:known]), l2=strength, num_classes=classes, start=start, **fit
+                RowSubset(train, order[:known]), l2=strength, num_classes=classes, start=start, **fit
             )
-            following = RowSubset(table, order[known:end])
-            for layer in table.layers:
+            following = RowSubset(train, order[known:end])
+            for layer in train.layers:
                 bits = _bits(start.classifiers[layer], following[layer], following.labels, known)
                 blocks[layer].append((known, bits / (end - known)))
                 total[layer] += bits
-        for layer in table.layers:
-            uniform = float(table.n * np.log2(classes))
+        for layer in train.layers:
+            uniform = float(train.n * np.log2(classes))
             found[layer].append(
-                CodeLength(layer, table.n, total[layer], uniform, strength, tuple(blocks[layer]))
+                CodeLength(layer, train.n, total[layer], uniform, strength, tuple(blocks[layer]))
             )
     return tuple(min(codes, key=lambda code: code.bits) for codes in found.values())
 

@@ -31,10 +31,10 @@ class LearningCurve:
 
 
 def learning_curve(
+    *,
     train: FeatureTable,
     valid: FeatureTable | None = None,
     test: FeatureTable | None = None,
-    *,
     sizes: Sequence[int] | None = None,
     seed: int = 0,
     **fit: Any,

@@ -51,9 +51,9 @@ class Selectivity:
 
 
 def selectivity(
+    *,
     train: FeatureTable,
     test: FeatureTable | None = None,
-    *,
     l2: float,
     groups: npt.NDArray[Any] | None = None,
     test_groups: npt.NDArray[Any] | None = None,

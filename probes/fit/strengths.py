@@ -9,7 +9,7 @@ from thermoscope.errors import ProbeError
 
 from ..arguments import positive_number
 
-__all__ = ["from_strong_to_weak"]
+__all__ = ["from_strong_to_weak", "require_choosable"]
 
 
 def from_strong_to_weak(l2: Any, *, choosable: bool) -> list[float]:
@@ -26,9 +26,14 @@ def from_strong_to_weak(l2: Any, *, choosable: bool) -> list[float]:
     strengths = sorted({positive_number("l2", strength) for strength in given}, reverse=True)
     if not strengths:
         raise ProbeError("l2 is empty; give a strength of regularisation, such as 1e-3, or leave it out.")
-    if len(strengths) > 1 and not choosable:
+    require_choosable(len(strengths), choosable)
+    return strengths
+
+
+def require_choosable(strengths: int, choosable: bool) -> None:
+    """Refuse several strengths to choose among by nothing."""
+    if strengths > 1 and not choosable:
         raise ProbeError(
-            f"choosing among {len(strengths)} strengths of regularisation needs rows that were not fitted: "
+            f"choosing among {strengths} strengths of regularisation needs rows that were not fitted: "
             "give valid=..., or a single strength such as l2=1e-3."
         )
-    return strengths

@@ -162,17 +162,17 @@ def test_controls_are_those_of_the_instrument_and_read_back(tmp_path: Path) -> N
     train, valid, test = (
         FeatureStore.open(tmp_path / "features" / split) for split in ("train", "valid", "test")
     )
-    assert controls.neighbours == nearest_neighbours(train, test, num_classes=3, progress=False)
-    assert controls.ridge == ridge(train, valid, test, num_classes=3, progress=False)["test"]
+    assert controls.neighbours == nearest_neighbours(train=train, test=test, num_classes=3, progress=False)
+    assert controls.ridge == ridge(train=train, valid=valid, test=test, num_classes=3, progress=False)["test"]
     assert controls.code is not None
     assert [one.bits for one in controls.code] == pytest.approx(
-        [one.bits for one in code_length(train, num_classes=3, progress=False)], rel=1e-5
+        [one.bits for one in code_length(train=train, num_classes=3, progress=False)], rel=1e-5
     )
     for one, reading in zip(controls.random_labels or (), result.readings, strict=True):
         assert one.layer == reading.layer
         assert reading.l2 is not None
         same = ArrayFeatures({one.layer: train[one.layer]}, train.labels)
-        (again,) = selectivity(same, l2=reading.l2, num_classes=3, progress=False)
+        (again,) = selectivity(train=same, l2=reading.l2, num_classes=3, progress=False)
         assert one.control_error == pytest.approx(again.control_error, abs=0.01)
     assert controls.curve is not None
     whole = controls.curve[train.n]

@@ -36,7 +36,7 @@ TABLE = ArrayFeatures({"x": X}, Y)
 
 
 def quiet(call: Callable[..., Any], **options: Any) -> Any:
-    return call(TABLE, progress=False, **{"l2": 0.1, **options})
+    return call(train=TABLE, progress=False, **{"l2": 0.1, **options})
 
 
 # -- numbers ---------------------------------------------------------------------------------------------
@@ -78,12 +78,18 @@ WRONG_NUMBERS: dict[str, tuple[Callable[[], Any], str]] = {
     "a start that is none": (lambda: quiet(fit_probes, start=X), "start is a ndarray"),
     "early stopping without rows": (lambda: quiet(fit_probes, early_stopping=True), "give valid="),
     "k=0": (
-        lambda: nearest_neighbours(TABLE, TABLE, k=0),
+        lambda: nearest_neighbours(train=TABLE, test=TABLE, k=0),
         "k=0, but it has to be a whole",
     ),
-    "k=2.5": (lambda: nearest_neighbours(TABLE, TABLE, k=2.5), "k=2.5, but"),  # type: ignore[arg-type]
-    "k beyond the rows": (lambda: nearest_neighbours(TABLE, TABLE, k=61), "k=61: train has 60 rows"),
-    "memory of neighbours": (lambda: nearest_neighbours(TABLE, TABLE, memory=-5), "memory=-5, but"),
+    "k=2.5": (lambda: nearest_neighbours(train=TABLE, test=TABLE, k=2.5), "k=2.5, but"),  # type: ignore[arg-type]
+    "k beyond the rows": (
+        lambda: nearest_neighbours(train=TABLE, test=TABLE, k=61),
+        "k=61: train has 60 rows",
+    ),
+    "memory of neighbours": (
+        lambda: nearest_neighbours(train=TABLE, test=TABLE, memory=-5),
+        "memory=-5, but",
+    ),
     "memory of ridge": (lambda: quiet(ridge, memory=0.5), "memory=0.5, but"),
     "a seed of code_length": (lambda: quiet(code_length, seed=-1), "seed=-1, but"),
     "a seed of selectivity": (lambda: quiet(selectivity, seed=1.5), "seed=1.5, but"),
@@ -183,7 +189,7 @@ GOOD: dict[str, Callable[[], Any]] = {
     "one strength of a code": lambda: quiet(code_length, l2=0.1),
     "no memory": lambda: quiet(fit_probes, memory=0),
     "a curve of all rows": lambda: quiet(learning_curve, sizes=(60,)),
-    "every row a neighbour": lambda: nearest_neighbours(TABLE, TABLE, k=60, progress=False),
+    "every row a neighbour": lambda: nearest_neighbours(train=TABLE, test=TABLE, k=60, progress=False),
 }
 
 

@@ -1,5 +1,7 @@
 """Controls: random labels, code lengths, other read-outs, learning curves, other labels."""
 
+import inspect
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest
@@ -13,6 +15,7 @@ from probes import (
     fit_probes,
     learning_curve,
     nearest_neighbours,
+    read_out,
     ridge,
     selectivity,
     with_labels,
@@ -34,11 +37,11 @@ def parts(data, n=2):
 
 def test_selectivity_tells_a_layer_that_knows_from_a_probe_that_remembers():
     few, many = table(400, 5, 4, noise=0.7), table(60, 200, 4)
-    knows = {s.layer: s for s in selectivity(few, l2=1e-3, progress=False)}
+    knows = {s.layer: s for s in selectivity(train=few, l2=1e-3, progress=False)}
     assert knows["useful"].selectivity > 0.4
     assert abs(knows["noise"].selectivity) < 4 * knows["noise"].selectivity_se
     assert knows["useful"].control_error == pytest.approx(knows["useful"].majority_error, abs=0.15)
-    remembers = selectivity(many, l2=1e-4, progress=False)
+    remembers = selectivity(train=many, l2=1e-4, progress=False)
     assert all(s.control_error == 0 and s.selectivity <= 0 for s in remembers)
 
 
@@ -48,15 +51,19 @@ def test_a_control_of_groups_is_measured_on_other_rows_of_the_same_groups():
     words = np.eye(30, dtype=np.float32)[groups]  # features that name the group: any labelling can be learnt
     data = ArrayFeatures({"x": words}, groups % 3)
     train, test = parts(data)
-    (s,) = selectivity(train, test, l2=1e-4, groups=groups[0::2], test_groups=groups[1::2], progress=False)
+    (s,) = selectivity(
+        train=train, test=test, l2=1e-4, groups=groups[0::2], test_groups=groups[1::2], progress=False
+    )
     assert s.n == test.n
     assert s.error == s.control_error == 0
     with pytest.raises(ProbeError, match="give all three"):
-        selectivity(train, test, l2=1e-4, groups=groups[0::2])
+        selectivity(train=train, test=test, l2=1e-4, groups=groups[0::2])
     blind = ArrayFeatures(
         {"x": np.roll(words[1::2], 1, axis=1)}, groups[1::2] % 3
     )  # each names the next group
-    (s,) = selectivity(train, blind, l2=1e-4, groups=groups[0::2], test_groups=groups[1::2], progress=False)
+    (s,) = selectivity(
+        train=train, test=blind, l2=1e-4, groups=groups[0::2], test_groups=groups[1::2], progress=False
+    )
     assert s.error == 1
     assert s.control_error > 0.2, "measured on other rows than the task"
 
@@ -64,16 +71,16 @@ def test_a_control_of_groups_is_measured_on_other_rows_of_the_same_groups():
 def test_seeds_decide_and_are_zero_if_not_given():
     data = table(60, 5, 2)
     for control in (
-        lambda **seed: selectivity(data, l2=0.1, progress=False, **seed),
-        lambda **seed: code_length(data, l2=0.1, progress=False, **seed),
-        lambda **seed: learning_curve(data, l2=0.1, sizes=[30], progress=False, **seed).fits[0].train,
+        lambda **seed: selectivity(train=data, l2=0.1, progress=False, **seed),
+        lambda **seed: code_length(train=data, l2=0.1, progress=False, **seed),
+        lambda **seed: learning_curve(train=data, l2=0.1, sizes=[30], progress=False, **seed).fits[0].train,
     ):
         assert control() == control(seed=0) != control(seed=1)
 
 
 def test_code_length_is_short_for_what_a_layer_knows():
     data = table(600, 10, 4, noise=1)
-    codes = {code.layer: code for code in code_length(data, progress=False)}
+    codes = {code.layer: code for code in code_length(train=data, progress=False)}
     assert codes["useful"].uniform_bits == 600 * 2
     assert codes["useful"].compression > 2
     assert codes["noise"].compression < 1.02
@@ -88,7 +95,7 @@ def test_code_length_is_the_sum_over_blocks_also_with_classes_that_come_late():
     y[y == 2] = 1
     y[-1] = 2  # once only
     data = ArrayFeatures({"x": x}, y)
-    (code,) = code_length(data, l2=[1e-2], progress=False)
+    (code,) = code_length(train=data, l2=[1e-2], progress=False)
     known = [t for t, _ in code.blocks]
     blocks = zip(known, [*known[1:], 200], code.blocks, strict=True)
     total = known[0] * np.log2(3) + sum((end - start) * bits for start, end, (_, bits) in blocks)
@@ -98,7 +105,7 @@ def test_code_length_is_the_sum_over_blocks_also_with_classes_that_come_late():
 
 def test_nearest_neighbours_agree_with_scikit_learn():
     train, test = parts(table(900, 6, 7, noise=2))
-    found = nearest_neighbours(train, test, k=15, progress=False)
+    found = nearest_neighbours(train=train, test=test, k=15, progress=False)
     x = train["useful"].astype(float)
     scale = lambda z: (z - x.mean(0)) / x.std(0)  # noqa: E731
     model = KNeighborsClassifier(15).fit(scale(x), train.labels)
@@ -108,16 +115,16 @@ def test_nearest_neighbours_agree_with_scikit_learn():
     assert found["useful"].loss_se == pytest.approx(loss.std() / test.n**0.5, rel=1e-6)
     assert found["useful"].error == pytest.approx((p.argmax(1) != test.labels).mean())
     assert found["noise"].error > found["useful"].error
-    streamed = nearest_neighbours(train, test, k=15, memory=0, progress=False)
+    streamed = nearest_neighbours(train=train, test=test, k=15, memory=0, progress=False)
     assert streamed == found
     with pytest.raises(ProbeError, match="k=451: train has 450 rows"):
-        nearest_neighbours(train, test, k=451)
+        nearest_neighbours(train=train, test=test, k=451)
 
 
 @pytest.mark.parametrize("size", [12, 500])
 def test_ridge_agrees_with_scikit_learn(size):
     train, test = parts(table(300, size, 6, noise=3))
-    found = ridge(train, None, test, l2=1e-2, progress=False)
+    found = ridge(train=train, test=test, l2=1e-2, progress=False)
     z, one_hot = standardised(train["useful"]), np.eye(6)
     model = Ridge(alpha=1e-2 * train.n).fit(z, one_hot[train.labels])
     loss = ((model.predict(z) - one_hot[train.labels]) ** 2).sum(1)
@@ -132,8 +139,8 @@ def test_read_outs_of_rows_without_the_last_class_and_their_intervals():
     data = table(300, 6, 7, noise=2)
     few = RowSubset(data, np.flatnonzero(data.labels == 1))
     for found in (
-        nearest_neighbours(data, few, k=9, progress=False)["useful"],
-        ridge(data, None, few, l2=1e-2, progress=False)["test"]["useful"],
+        nearest_neighbours(train=data, test=few, k=9, progress=False)["useful"],
+        ridge(train=data, test=few, l2=1e-2, progress=False)["test"]["useful"],
     ):
         assert found.n == few.n
         interval = binomtest(round(found.error * few.n), few.n).proportion_ci(method="wilson")
@@ -149,30 +156,33 @@ def test_read_outs_of_rows_without_the_last_class_and_their_intervals():
 @pytest.mark.parametrize("size", [12, 200])
 def test_read_outs_do_not_depend_on_blocks_of_rows(monkeypatch, size):
     train, test = parts(table(300, size, 6, noise=3))
-    read_outs = (
-        lambda: ridge(train, test, progress=False)["valid"]["useful"],
-        lambda: nearest_neighbours(train, test, k=9, progress=False)["useful"],
+    ways = (
+        lambda: ridge(train=train, valid=test, progress=False)["valid"]["useful"],
+        lambda: nearest_neighbours(train=train, test=test, k=9, progress=False)["useful"],
     )
-    whole = [read_out() for read_out in read_outs]
+    whole = [way() for way in ways]
     monkeypatch.setattr("probes.fit.features._MOST_ROWS", 37)
-    for one, read_out in zip(whole, read_outs, strict=True):
-        found = read_out()
+    for one, way in zip(whole, ways, strict=True):
+        found = way()
         assert (found.error, found.l2) == (one.error, one.l2)
         assert found.loss == pytest.approx(one.loss, rel=1e-9)
 
 
 def test_ridge_chooses_its_strength_on_validation_rows():
     train, valid = parts(table(200, 150, 3, noise=5))
-    found = ridge(train, valid, progress=False)
-    alone = {s: ridge(train, valid, l2=s, progress=False)["valid"]["useful"].loss for s in (1, 1e-1, 1e-4)}
+    found = ridge(train=train, valid=valid, progress=False)
+    alone = {
+        s: ridge(train=train, valid=valid, l2=s, progress=False)["valid"]["useful"].loss
+        for s in (1, 1e-1, 1e-4)
+    }
     assert found["valid"]["useful"].loss <= min(alone.values())
     with pytest.raises(ProbeError, match="give valid="):
-        ridge(train)
+        ridge(train=train)
 
 
 def test_learning_curves_fall_with_more_rows_and_nest():
     train, test = parts(table(1600, 40, 4, noise=4))
-    curve = learning_curve(train, None, test, l2=1e-1, progress=False)
+    curve = learning_curve(train=train, test=test, l2=1e-1, progress=False)
     assert curve.sizes == (50, 100, 200, 400, 800)
     errors = [fit.test["useful"].error for fit in curve.fits]
     assert errors[-1] < errors[0] - 0.05
@@ -181,9 +191,9 @@ def test_learning_curves_fall_with_more_rows_and_nest():
     assert curve.fits[-1].train["useful"].loss == pytest.approx(whole.train["useful"].loss, rel=1e-4)
     for rows, sizes in ((80, (40, 80)), (79, (79,)), (30, (30,))):  # at least ten rows of each class
         few = RowSubset(train, stratified_order(train.labels, 0)[:rows])
-        assert learning_curve(few, l2=1e-1, progress=False).sizes == sizes
+        assert learning_curve(train=few, l2=1e-1, progress=False).sizes == sizes
     with pytest.raises(ProbeError, match="to 801 rows"):
-        learning_curve(train, None, test, l2=1e-1, sizes=[801])
+        learning_curve(train=train, test=test, l2=1e-1, sizes=[801])
 
 
 def test_every_beginning_of_a_stratified_order_has_the_classes_in_proportion():
@@ -221,3 +231,14 @@ def test_other_labels_for_the_same_features():
     found = fit_probes(parity, l2=1e-2, progress=False)
     assert found.train["useful"].error < 0.3
     assert found.train.references[0].majority_error == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "control", [code_length, learning_curve, nearest_neighbours, read_out, ridge, selectivity]
+)
+def test_no_split_can_stand_for_another(control):
+    splits = [
+        p for p in inspect.signature(control).parameters.values() if p.name in ("train", "valid", "test")
+    ]
+    assert splits
+    assert all(split.kind is split.KEYWORD_ONLY for split in splits)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from probes import ArrayFeatures, ProbeError, code_length, fit_probes, selectivity
-from probes.controls.readouts import _nearest
+from probes.controls.neighbours import _nearest
 from probes.digests import array_digest, mixed
 from probes.fit import metric as metric_module
 from probes.fit.certificate import duality_gap
@@ -160,7 +160,7 @@ def described(table, l2, seed, classes):
 def test_bits_are_those_of_the_code_and_of_the_strengths_number(strengths):
     x, y = clusters(130, 5, 3)
     table = ArrayFeatures({"x": x}, y)
-    (code,) = code_length(table, l2=strengths, seed=5, tol=1e-9, progress=False)
+    (code,) = code_length(train=table, l2=strengths, seed=5, tol=1e-9, progress=False)
     lengths = {l2: described(table, l2, 5, 3) for l2 in strengths}
     best = min(lengths, key=lengths.__getitem__)
     assert code.l2 == best
@@ -177,7 +177,7 @@ def test_blocks_begin_at_four_rows_per_class_and_add_up():
     for n, begins in ((96, [12, 24, 48]), (95, [23, 47]), (12, []), (5, [])):
         part = RowSubset(table, np.arange(n))
         options = {"l2": (1e-1, 1e-2), "num_classes": 3, "progress": False}
-        code, same = (code_length(part, **options, **seed)[0] for seed in ({}, {"seed": 0}))
+        code, same = (code_length(train=part, **options, **seed)[0] for seed in ({}, {"seed": 0}))
         assert code == same
         assert [known for known, _ in code.blocks] == begins
         ends = [*begins, n]
@@ -189,14 +189,14 @@ def test_blocks_begin_at_four_rows_per_class_and_add_up():
 
 def test_classes_may_be_more_than_occur():
     x, y = clusters(40, 3, 2)
-    (code,) = code_length(ArrayFeatures({"x": x}, y), l2=0.1, num_classes=5, progress=False)
+    (code,) = code_length(train=ArrayFeatures({"x": x}, y), l2=0.1, num_classes=5, progress=False)
     assert code.uniform_bits == pytest.approx(40 * np.log2(5))
     assert [known for known, _ in code.blocks] == [20]
 
 
 def test_selectivity_is_the_difference_and_its_error_the_root_of_squares():
     x, y = clusters(200, 6, 3)
-    (found,) = selectivity(ArrayFeatures({"x": x}, y), l2=1e-2, progress=False)
+    (found,) = selectivity(train=ArrayFeatures({"x": x}, y), l2=1e-2, progress=False)
     assert found.selectivity == found.control_error - found.error
     assert found.selectivity_se == pytest.approx((found.error_se**2 + found.control_error_se**2) ** 0.5)
     assert found.majority_error == pytest.approx(1 - np.bincount(y).max() / 200)

@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from probes import random_subset
-from probes.streams import random_signs
+from probes.streams import random_signs, random_subset
 
 
 @given(population=st.integers(1, 10**12), share=st.floats(0, 1), seed=st.integers(0, 2**40), name=st.text())
@@ -74,7 +73,7 @@ def test_signs_are_fair_and_independent() -> None:
 
 
 def test_same_in_another_process() -> None:
-    code = "from probes import random_subset as r; print(r(10**9, 5, seed=7, name='é').tolist())"
+    code = "from probes.streams import random_subset as r; print(r(10**9, 5, seed=7, name='é').tolist())"
     env = {"PYTHONHASHSEED": "123", "PYTHONPATH": ":".join(p for p in sys.path if p)}
     printed = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120, check=True

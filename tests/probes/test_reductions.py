@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from probes import Auto, ProbeError, ProbeSet, Subset, parse_reduction, random_subset
+from probes import Auto, ProbeError, ProbeSet, Subset
 from probes.features.layout import Features, Layout
-from probes.features.reduction import BoundReduction, bind
+from probes.features.reduction import BoundReduction, bind, parse_reduction
+from probes.streams import random_subset
 
 from .models import CLASSES, ConvNet, Tagger, images
 
