@@ -150,7 +150,7 @@ class Extraction:
             if not self._source.holdings or self._source.holdings != data.holdings:
                 for row, inputs in self._source.inputs(range(count)):
                     self._stored_inputs(data).compare(row, inputs)
-        with LayerRun(self._model, self._of_all(have, missing)) as run:
+        with LayerRun(self._model, self._of_all(have, missing, first)) as run:
             features, labels = run(first.opening.batch, 0)
             order = list(features)
             self._compare(data, have, 0, first.opening.inputs, features, labels, run)
@@ -159,10 +159,14 @@ class Extraction:
                 self._compare(data, have, number, inputs, *run(batch, number), run)
         return order
 
-    def _of_all(self, have: list[StoredLayer], missing: list[StoredLayer]) -> Request:
-        """The request of all layers: those that are asked for as they are, the others as they were."""
-        own = self._request.reduce
+    def _of_all(self, have: list[StoredLayer], missing: list[StoredLayer], first: First) -> Request:
+        """The request of all layers: those that are asked for as they are, the others as they were.
+
+        How others were reduced is not known if it was by a user's own reduction: they only run.
+        """
+        own, asked = self._request.reduce, {layer.name for layer in first.layers}
         stored = {layer.name: layer.reduction for layer in have if _is_reduction(layer.reduction)}
+        stored = {**{layer.name: "flatten" for layer in have if layer.name not in asked}, **stored}
         names = (*(layer.name for layer in have), *(layer.name for layer in missing))
         reduce = {**stored, **(own if isinstance(own, Mapping) else {"**": own})}
         return replace(self._request, layers=names, exclude=(), reduce=reduce)
