@@ -39,6 +39,9 @@ class Reading:
         top5_error_se: its standard error.
         l2: strength of the regularisation of a convex fit.
         gap: certified upper bound, in nats, on how far a convex fit's training objective is from its minimum.
+        objective: that training objective, in nats, which the gap is to be compared with.
+        converged: whether the gap is within the tolerance of the fit. These two are None in records of
+            version 0.1, and all three where nothing was fitted by descent to an optimum.
     """
 
     layer: str
@@ -58,6 +61,8 @@ class Reading:
     gap: float | None = None
     error_low: float | None = None
     error_high: float | None = None
+    objective: float | None = None
+    converged: bool | None = None
 
     @property
     def error_interval(self) -> tuple[float, float]:

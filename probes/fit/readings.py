@@ -47,6 +47,8 @@ def reading(table: FeatureTable, fit: PathPoint, features: int, found: Scores) -
         gap=fit.gap,
         error_low=found.error_interval[0],
         error_high=found.error_interval[1],
+        objective=fit.objective,
+        converged=fit.converged,
     )
 
 

@@ -40,6 +40,18 @@ def test_results_are_read_back_as_they_were(tmp_path: Path) -> None:
     ]
 
 
+def test_readings_recorded_before_they_said_whether_they_converged_are_read(tmp_path: Path) -> None:
+    with Run(tmp_path) as run:
+        run.log(RESULT, 0)
+    results = tmp_path / "results.jsonl"
+    line = json.loads(results.read_text())
+    for reading in line["readings"]:
+        for later in ("objective", "converged"):
+            assert reading.pop(later) is None
+    results.write_text(json.dumps(line) + "\n")
+    assert [logged.result for logged in Run(tmp_path).results(ProbeResult)] == [RESULT]
+
+
 def test_a_line_cut_short_by_a_kill_is_absent(tmp_path: Path) -> None:
     with Run(tmp_path) as run:
         run.log(RESULT, 0)

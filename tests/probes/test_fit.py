@@ -65,9 +65,11 @@ def test_the_certificate_bounds_the_true_gap(case, tol):
 
 def test_an_unfinished_fit_says_so():
     x, y = clusters()
-    point = fit(x, y, 1e-4, max_iter=2).path[0]
+    found = fit(x, y, 1e-4, max_iter=2)
+    point = found.path[0]
     least, _ = optimum(x, y, 1e-4)
     assert not point.converged
+    assert found.train["x"].converged is False
     assert point.gap >= point.objective - least > 1e-6 * least
 
 
@@ -77,7 +79,10 @@ def test_validation_rows_choose_and_test_rows_do_not():
     found = fit_probes(*parts, progress=False)
     assert [point.l2 for point in found.path] == list(_PATH[: len(found.path)])
     best = min(found.path, key=lambda point: point.valid_loss)
-    assert (found.train["x"].l2, found.train["x"].gap) == (best.l2, best.gap)
+    for result in (found.train, found.valid, found.test, evaluate_probes(found, parts[2])):
+        reading = result["x"]
+        assert (reading.l2, reading.gap, reading.objective) == (best.l2, best.gap, best.objective)
+        assert reading.converged is True
     assert found.valid["x"].loss == pytest.approx(best.valid_loss)
     losses = [point.valid_loss for point in found.path]
     assert losses.index(min(losses)) == len(losses) - 3 < len(_PATH) - 3  # two more, and no further
