@@ -33,6 +33,7 @@ from .fit import (
     FittedProbes,
     LinearClassifier,
     PathPoint,
+    Rows,
     evaluate_probes,
     fit_probes,
     with_labels,
@@ -83,8 +84,9 @@ __all__ = [
     "PathPoint",
     "evaluate_probes",
     "fit_probes",
-    # is it the layer, or the probe? other read-outs: the contract, what measures them, and its members
+    # is it the layer, or the probe? other read-outs: the contract, what it is given, and its members
     "Readout",
+    "Rows",
     "read_out",
     "nearest_neighbours",
     "ridge",

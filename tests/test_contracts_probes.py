@@ -27,6 +27,7 @@ from probes import (
     ProbeSet,
     Readout,
     Reduction,
+    Rows,
     Subset,
     Target,
     fit_probes,
@@ -385,7 +386,7 @@ class NearestMean(Readout):
 
     shrinkages: tuple[float | None, ...] = (None,)
 
-    def fit(self, rows: Any, labels: torch.Tensor, num_classes: int, layer: str) -> dict[float | None, Any]:
+    def fit(self, rows: Rows, labels: torch.Tensor, num_classes: int, layer: str) -> dict[float | None, Any]:
         totals = torch.zeros(num_classes, rows.size, dtype=torch.float64)
         for block, z in rows.blocks(torch.float64):
             totals.index_add_(0, labels[block], z)

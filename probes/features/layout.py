@@ -21,7 +21,7 @@ LayoutText: TypeAlias = "str | Mapping[str, str]"
 
 @dataclass(frozen=True)
 class Features:
-    """One layer's features for one batch, before they are reduced.
+    """One layer's features for one batch, as the layer gave them or a reduction left them.
 
     Attributes:
         value: shape (B, C), or B, C and positions in any order the layer uses with B first.

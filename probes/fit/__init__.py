@@ -2,7 +2,7 @@
 
 from .all_layers import fit_probes
 from .evaluation import evaluate_probes
-from .features import ArrayFeatures, FeatureTable
+from .features import ArrayFeatures, FeatureTable, Rows
 from .fitted import FittedProbes, LinearClassifier, PathPoint
 from .views import with_labels
 
@@ -12,6 +12,7 @@ __all__ = [
     "FittedProbes",
     "LinearClassifier",
     "PathPoint",
+    "Rows",
     "evaluate_probes",
     "fit_probes",
     "with_labels",

@@ -60,7 +60,7 @@ class Bank:
         self._places: dict[str, tuple[Group, int]] = {}
         self._process_group = process_group
         self._optimizer: torch.optim.Adam | None = None
-        self._units: dict[str, torch.Tensor] = {}  # of regression targets: (2, width), shift and scale
+        self._units: dict[str, torch.Tensor] = {}  # of targets that have units: (2, width), shift and scale
         self._label_fault = torch.zeros((), dtype=torch.bool)
         self.steps = 0
 

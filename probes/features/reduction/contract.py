@@ -41,7 +41,8 @@ class Reduction:
         """The function by which this layer is reduced, batch after batch.
 
         Args:
-            features: the layer's, of the first batch: their shape and layout decide.
+            features: the layer's, of the first batch: their shape and layout decide. Where they are padded
+                sequences (`valid` is not None), the padding is to be left out.
             name: of the layer, for errors; with `seed` it decides what is random.
             seed: of the probes.
 
