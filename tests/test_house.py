@@ -34,8 +34,9 @@ LAYERS = {
     "thermoscope": {},
     "probes": {
         "features": (),
-        "online": ("features",),
-        "fit": (),
+        "targets": (),
+        "online": ("features", "targets"),
+        "fit": ("targets",),
         "store": ("features",),
         "controls": ("fit",),
     },
