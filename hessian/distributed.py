@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import Dataset, Subset
 
-from thermoscope.errors import HessianError, LeftAloneError
+from thermoscope.errors import HessianError, LeftAloneError, reason
 
 from .empirical_risk.batch_loss import Objective
 from .products.matrices import MODES, Mode
@@ -167,8 +167,7 @@ def _sentences() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = next(iter(str(error).splitlines()), "")
         raise LeftAloneError(
-            f"another process of the group has died or left ({reason[:120]}); look at its output, and start "
-            "the run again."
+            f"another process of the group has died or left ({reason(error)[:120]}); look at its output, "
+            "and start the run again."
         ) from error

@@ -41,7 +41,6 @@ from .fit import (
 from .probe_set import ProbeSet
 from .results import ProbeResult, Reading, Reference
 from .store import Estimate, FeatureStore
-from .streams import preserved_random_state
 from .targets import Classification, MultiLabel, Regression, Target
 from .user_model import default_forward
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from thermoscope.errors import ProbeError
+from thermoscope.nearest import the_nearest
 
-from .features.patterns import nearest
 from .intervals import normal
 
 __all__ = ["ProbeResult", "Reading", "Reference"]
@@ -132,7 +132,7 @@ class ProbeResult:
             if reading.layer == layer:
                 return reading
         raise ProbeError(
-            f"no reading for layer {layer!r}; {nearest(layer, [r.layer for r in self.readings])}."
+            f"no reading for layer {layer!r}; {the_nearest(layer, [r.layer for r in self.readings])}."
         )
 
     def of(self, target: str) -> ProbeResult:
@@ -143,7 +143,7 @@ class ProbeResult:
         """
         names = [r.target for r in self.readings]
         if names and target not in names:
-            raise ProbeError(f"no reading for target {target!r}; {nearest(target, names)}.")
+            raise ProbeError(f"no reading for target {target!r}; {the_nearest(target, names)}.")
         return ProbeResult(
             self.split,
             tuple(r for r in self.readings if r.target == target),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -12,26 +12,24 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
+from thermoscope.batches import as_tensor, label_key, output_for
 from thermoscope.errors import ProbeError
-
-from .streams import preserved_random_state
+from thermoscope.model_state import in_eval_mode
+from thermoscope.nests import mapped
+from thermoscope.random_state import preserved_random_state
 
 __all__ = [
     "Forward",
     "default_forward",
     "device_of",
     "held_fixed",
-    "label_key",
-    "logits_of",
     "plain_arithmetic",
     "takes_two",
-    "tensors_in",
     "to_device",
     "unwrap",
 ]
 
 Forward: TypeAlias = Callable[[nn.Module, Any], tuple[Any, Any]]
-_LABEL_KEYS = ("labels", "label", "y", "targets", "target")
 
 
 @contextmanager
@@ -49,14 +47,8 @@ def plain_arithmetic(device_type: str) -> Iterator[None]:
 @contextmanager
 def held_fixed(model: nn.Module, *loaders: object) -> Iterator[None]:
     """Eval mode and no gradients; modes, random streams and the loaders' own are restored on leaving."""
-    modes = [(module, module.training) for module in model.modules()]
-    with preserved_random_state(*loaders), torch.no_grad():
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
+    with preserved_random_state(*loaders), in_eval_mode(model), torch.no_grad():
+        yield
 
 
 def default_forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
@@ -74,24 +66,8 @@ def default_forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
             "batches are neither (x, y) nor dicts with labels; pass "
             "forward=lambda model, batch: (output, labels)."
         )
-    if isinstance(batch, Mapping):
-        inputs = {k: v for k, v in batch.items() if k != key}
-        _require_arguments(model, inputs)
-        return model(**inputs), batch[key]
-    return model(batch[0]), batch[key]
-
-
-def _require_arguments(model: nn.Module, inputs: Mapping[str, Any]) -> None:
-    """Refuse a dict whose entries the model's forward does not take by these names."""
-    try:
-        inspect.signature(model.forward).bind(**inputs)
-    except TypeError as error:
-        raise ProbeError(
-            f"the model cannot be called with a batch's entries {', '.join(map(repr, inputs))} ({error}); "
-            "pass forward=lambda model, batch: (output, labels)."
-        ) from error
-    except ValueError:  # a forward without a signature
-        pass
+    remedy = "pass forward=lambda model, batch: (output, labels)"
+    return output_for(model, batch, ProbeError, remedy), batch[key]
 
 
 def takes_two(function: Any) -> bool:
@@ -103,13 +79,6 @@ def takes_two(function: Any) -> bool:
     except ValueError:
         return callable(function)
     return True
-
-
-def label_key(batch: Any) -> Any:
-    """Where in a batch its labels are, if it has one of the forms that `default_forward` knows."""
-    if isinstance(batch, Mapping):
-        return next((k for k in _LABEL_KEYS if k in batch), None)
-    return 1 if isinstance(batch, Sequence) and len(batch) >= 2 else None
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -129,37 +98,13 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Move the tensors in a nest of tuples and mappings."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, PackedSequence):
-        moved: PackedSequence = batch.to(device)  # type: ignore[arg-type]  # torch's stub is wrong
-        return moved
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        moved_items = [to_device(value, device) for value in batch]
-        return type(batch)(*moved_items) if hasattr(batch, "_fields") else moved_items
-    if isinstance(batch, np.ndarray) and batch.dtype.kind in "biufc":
-        native = np.array(batch, dtype=batch.dtype.newbyteorder("="))  # a copy that torch may write to
-        return torch.from_numpy(native).to(device)
-    return batch
+    """The batch with its tensors, and NumPy's arrays of numbers, as tensors on the device."""
 
+    def move(value: Any) -> Any:
+        if isinstance(value, PackedSequence):
+            return value.to(device)  # type: ignore[arg-type]  # torch's stub is wrong
+        if isinstance(value, np.ndarray):
+            value = as_tensor(value)
+        return value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
 
-def tensors_in(batch: Any) -> Iterator[torch.Tensor]:
-    """The tensors in a nest of tuples and mappings."""
-    if isinstance(batch, torch.Tensor):
-        yield batch
-    elif isinstance(batch, (Mapping, tuple, list)):
-        for item in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from tensors_in(item)
-
-
-def logits_of(output: Any) -> torch.Tensor | None:
-    """The tensor that is a model's answer: its output, what the output calls logits, or a tuple's first."""
-    if isinstance(output, torch.Tensor):
-        return output
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if logits is None and isinstance(output, (tuple, list)) and output:
-        logits = output[0]
-    return logits if isinstance(logits, torch.Tensor) else None
+    return mapped(batch, (torch.Tensor, PackedSequence, np.ndarray), move)

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from hessian import Loss
 from probes import default_forward
-from probes.user_model import logits_of, to_device
+from probes.user_model import to_device
+from thermoscope.batches import logits_of
 
 from .odd_inputs.losses import FORMS
 

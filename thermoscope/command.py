@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import ThermoscopeError
+from .errors import ThermoscopeError, reason
 from .shadowing import require_own_packages
 
 __all__ = ["main"]
@@ -88,8 +88,8 @@ def _sentence(error: Exception) -> str:
     """What the user reads of an error: its own sentence if it is one of ours, else what and where it was."""
     if isinstance(error, ThermoscopeError):
         return str(error)
-    reason = next(iter(str(error).splitlines()), "").rstrip(".")
-    what = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+    why = reason(error).rstrip(".")
+    what = f"{type(error).__name__}: {why}" if why else type(error).__name__
     return f"{what} ({_place(error)}; thermoscope --debug ... shows the traceback)."
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Collection, Sequence
 from typing import Any
+
+from thermoscope.nearest import nearest
 
 __all__ = ["CommandParser"]
 
@@ -42,5 +43,5 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def _nearest(word: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5) or sorted(known)[:8]
+    close = nearest(word, sorted(known), count=3)
     return f"the nearest are {', '.join(close)}" if len(close) > 1 else f"did you mean {close[0]}?"

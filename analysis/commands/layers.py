@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from thermoscope.errors import AnalysisError
+from thermoscope.errors import AnalysisError, reason
 
 __all__ = ["add"]
 
@@ -43,8 +43,8 @@ def _layers(options: argparse.Namespace) -> int:
     try:
         points = hook_points(model, lambda m: m(x))
     except (RuntimeError, AssertionError, LookupError, TypeError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise AnalysisError(f"the model cannot take inputs of shape {options.input}: {reason}") from error
+        why = reason(error) or type(error).__name__
+        raise AnalysisError(f"the model cannot take inputs of shape {options.input}: {why}") from error
     width = max(len(point.name) for point, _ in points)
     for point, features in points:
         print(f"{point.name:<{width}}  {point.type:<24} {point.layout:<7} {'x'.join(map(str, features))}")

@@ -184,13 +184,12 @@ def _print_controls(options: argparse.Namespace, results: Mapping[int, ProbeResu
 
 def _model_and_data(options: argparse.Namespace) -> tuple[Any, Any, str]:
     """The model, the data, and where the model's weights are from."""
-    from probes import preserved_random_state
+    from thermoscope.random_state import preserved_random_state, seed_streams
 
     from ..sources.data import load_data, takes_preprocessing
     from ..sources.models import load_model
     from ..sources.preprocessing import own_preprocessing
     from ..sources.weights import load_checkpoint_of, load_published
-    from ..streams import seed_streams
 
     if options.data is None:
         raise AnalysisError("--model needs --data: what it is to be probed with.")

@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from probes import ProbeError, ProbeResult, ProbeSet
 from thermoscope.errors import AnalysisError
+from thermoscope.files import readable_errors
+from thermoscope.random_state import random_state, restore_random_state, seed_streams
 
-from ..files import readable_errors
 from ..runs.checkpoint import load_checkpoint, save_checkpoint
 from ..runs.lock import exclusive
 from ..runs.records import RunRecords, read_config
@@ -28,7 +29,7 @@ from ..runs.snapshots import fingerprint
 from ..sources.data import load_data
 from ..sources.models import find_device, load_model
 from ..sources.preprocessing import Preprocessing
-from ..streams import SeededBatches, random_state, restore_random_state, seed_streams
+from ..sources.seeded_batches import SeededBatches
 from .settings import OPTIMIZERS, TrainSettings
 from .trainable import require_trainable, training_loss
 
@@ -277,7 +278,7 @@ def _taken_back(path: Path) -> Iterator[None]:
 
 def _clear(path: Path) -> None:
     """Take away what was written before the first step."""
-    with readable_errors(path):
+    with readable_errors(path, AnalysisError):
         for pattern in _BEFORE_THE_FIRST_STEP:
             for file in path.glob(pattern):
                 file.unlink()

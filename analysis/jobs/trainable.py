@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import default_collate
 
-from probes import preserved_random_state
-from probes.user_model import device_of, logits_of
-from thermoscope.errors import AnalysisError
+from probes.user_model import device_of
+from thermoscope.batches import logits_of
+from thermoscope.errors import AnalysisError, reason
+from thermoscope.random_state import preserved_random_state
 
-from ..streams import SeededBatches
+from ..sources.seeded_batches import SeededBatches
 
 __all__ = ["require_trainable", "training_loss"]
 
@@ -72,9 +73,9 @@ def require_trainable(model: nn.Module, split: Any) -> tuple[torch.Tensor, torch
         with preserved_random_state(), torch.enable_grad():
             output = model.eval()(x)
     except Exception as error:  # whatever the user's own forward raises
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        why = reason(error) or type(error).__name__
         raise AnalysisError(
-            f"the model cannot take images of shape {tuple(x.shape[1:])}: {reason.rstrip('.')}; --rgb gives "
+            f"the model cannot take images of shape {tuple(x.shape[1:])}: {why.rstrip('.')}; --rgb gives "
             "three channels and --image-size another size."
         ) from error
     main, *_ = _logits(output)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,8 +15,8 @@ import pandas as pd
 
 from hessian import Eigenpair, MissedCheck, Spectrum
 from thermoscope.errors import AnalysisError
+from thermoscope.files import atomic_file, readable_errors
 
-from ..files import write_atomically
 from .family import Family, Occasion, register
 
 __all__ = ["SpectrumFamily", "load_shares", "load_spectrum", "save_spectrum", "spectrum_path"]
@@ -106,9 +105,8 @@ def save_spectrum(path: Path, spectrum: Spectrum, *, vectors: bool = True) -> No
     }
     if vectors:
         content["vectors"] = np.stack([pair.vector for pair in pairs])
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **content)
-    write_atomically(path, buffer.getvalue())
+    with readable_errors(path, AnalysisError), atomic_file(path) as file:
+        np.savez(file, allow_pickle=False, **content)
 
 
 def load_spectrum(path: Path) -> Spectrum:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from thermoscope.errors import AnalysisError
-
-from ..files import write_atomically
+from thermoscope.files import write_atomically
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
@@ -19,7 +18,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write tensors, numbers and strings, whole or not at all."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getbuffer(), AnalysisError)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from ..files import append_bytes
+from thermoscope.errors import AnalysisError
+from thermoscope.files import append_bytes
 
 __all__ = ["EventFile"]
 
@@ -48,4 +49,4 @@ class EventFile:
         records = RecordWriter(buffer)
         for event in events:
             records.write(event.SerializeToString())
-        append_bytes(self._path, buffer.getvalue(), sync=False)
+        append_bytes(self._path, buffer.getvalue(), AnalysisError, sync=False)

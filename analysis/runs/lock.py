@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from thermoscope.errors import AnalysisError
-
-from ..files import HOST, is_still, locked, readable_errors, runs_here
+from thermoscope.files import HOST, is_still, locked, readable_errors, runs_here
 
 __all__ = ["exclusive"]
 
@@ -36,11 +35,11 @@ def exclusive(folder: Path, work: str) -> Iterator[None]:
         AnalysisError: if another process does this work here already, or if the folder cannot be written.
     """
     file = folder / f".{work}.lock"
-    with readable_errors(folder):
+    with readable_errors(folder, AnalysisError):
         made = [place for place in (folder, *folder.parents) if not place.exists()]
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        with readable_errors(file):
+        with readable_errors(file, AnalysisError):
             descriptor = _take(file, work)
         _held.add(descriptor)
         try:

@@ -22,8 +22,7 @@ from torch import nn
 import thermoscope
 from probes import FittedProbes
 from thermoscope.errors import AnalysisError
-
-from ..files import (
+from thermoscope.files import (
     append_line,
     drop_partial_files,
     drop_partial_line,
@@ -31,6 +30,7 @@ from ..files import (
     readable_errors,
     write_atomically,
 )
+
 from ..results import Family, Occasion, family_of
 from .records import RunRecords
 from .tensorboard import Events
@@ -60,12 +60,12 @@ class Run(RunRecords):
         self, path: str | Path, config: Mapping[str, Any] | None = None, *, resume_at: int | None = None
     ):
         super().__init__(path)
-        with readable_errors(self.path):
+        with readable_errors(self.path, AnalysisError):
             (self.path / "snapshots").mkdir(parents=True, exist_ok=True)
             (self.path / "figures").mkdir(exist_ok=True)
         if config is not None and not (self.path / "config.json").exists():
             self._write_json("config.json", {**config, "versions": versions()})
-        with readable_errors(self.path):
+        with readable_errors(self.path, AnalysisError):
             drop_partial_files(self.path)
             drop_partial_line(self._results)
         if resume_at is not None:
@@ -105,7 +105,7 @@ class Run(RunRecords):
         at: Occasion[Any] = Occasion(self.path, step, name, lambda: self.results(kind))
         content = family.line(result, at, **options)
         line = {"step": step, "kind": kind.__name__, **({"name": name} if name else {}), **content}
-        append_line(self._results, json.dumps(line, default=np.ndarray.tolist))
+        append_line(self._results, json.dumps(line, default=np.ndarray.tolist), AnalysisError)
         self.events.add_scalars(family.scalars(result, name), step)
         for tag, file, figure in family.drawings(result, at):
             self.save_figure(figure, f"{file}_step_{step:08d}")
@@ -125,12 +125,12 @@ class Run(RunRecords):
                 plain[str(tag)] = value if type(value) is int else float(value)
             except (TypeError, ValueError, RuntimeError) as error:
                 raise AnalysisError(f"{tag!r} is a {type(value).__name__}; log numbers.") from error
-        append_line(self._results, json.dumps({"step": step, "kind": "scalars", **plain}))
+        append_line(self._results, json.dumps({"step": step, "kind": "scalars", **plain}), AnalysisError)
         self.events.add_scalars(plain, step)
 
     def _forget_after(self, step: int) -> None:
         list(self.records())  # refuse damaged ones before any is dropped
-        keep_lines(self._results, lambda line: json.loads(line)["step"] <= step)
+        keep_lines(self._results, lambda line: json.loads(line)["step"] <= step, AnalysisError)
 
     # -- files --------------------------------------------------------------------------------------
 
@@ -139,7 +139,7 @@ class Run(RunRecords):
         path = self.path / "snapshots" / f"step_{step:08d}.safetensors"
         weights = model.state_dict().items()
         state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights}
-        write_atomically(path, safetensors.torch.save(state))
+        write_atomically(path, safetensors.torch.save(state), AnalysisError)
         self._write_json(f"snapshots/{path.stem}.json", {"step": step, **notes})
         return path
 
@@ -148,11 +148,11 @@ class Run(RunRecords):
         path = self.path / "figures" / f"{name.replace('/', '-')}.png"
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, buffer.getbuffer(), AnalysisError)
         return path
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        write_atomically(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
+        write_atomically(self.path / name, (json.dumps(content, indent=2) + "\n").encode(), AnalysisError)
 
 
 def _whole(step: Any) -> int:

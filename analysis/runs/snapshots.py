@@ -8,13 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from probes import preserved_random_state
 from thermoscope.errors import AnalysisError
+from thermoscope.files import write_atomically
+from thermoscope.random_state import preserved_random_state, seed_streams
 
-from ..files import write_atomically
 from ..sources.data import DataSplits, load_data
 from ..sources.preprocessing import Preprocessing
-from ..streams import seed_streams
 from .records import RunRecords, read_config
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def keep_to_settings(
     """
     now = {k: v for k, v in json.loads(json.dumps(asdict(settings))).items() if k not in free}
     if not begun:
-        write_atomically(file, (json.dumps(now, indent=2) + "\n").encode())
+        write_atomically(file, (json.dumps(now, indent=2) + "\n").encode(), AnalysisError)
         return
     try:
         before = json.loads(file.read_bytes())

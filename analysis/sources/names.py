@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from probes.features.patterns import nearest
 from thermoscope.errors import AnalysisError
+from thermoscope.nearest import the_nearest
 
 __all__ = ["call", "function_of", "require_known", "source_and_rest"]
 
@@ -52,4 +52,4 @@ def function_of(module_name: str, function_name: str) -> Callable[..., Any]:
 def require_known(name: str, known: Sequence[str], refusal: str) -> None:
     """Refuse a name that is not among the known ones, with the nearest."""
     if name not in known:
-        raise AnalysisError(f"{refusal} {name!r}; {nearest(name, known)}.")
+        raise AnalysisError(f"{refusal} {name!r}; {the_nearest(name, known)}.")

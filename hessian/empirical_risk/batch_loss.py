@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,9 +10,11 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from thermoscope.batches import named_logits, output_for
 from thermoscope.errors import HessianError, first_line
+from thermoscope.nests import leaves
 
-from .batch import label_key, leaves
+from .batch import require_label_key
 from .evaluating import evaluating
 from .memory import counted_saves, ran_out
 from .parameters import Tensors, device_of, select_parameters
@@ -102,7 +103,7 @@ class Objective:
     def loss_of_outputs(self, outputs: Any, batch: Any) -> torch.Tensor:
         """The mean loss of a batch whose outputs are known."""
         assert self._loss_fn is not None
-        return _scalar(self._loss_fn(outputs, batch[label_key(batch)]))
+        return _scalar(self._loss_fn(outputs, batch[require_label_key(batch)]))
 
     def _pair_loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
         return self.loss_of_outputs(_outputs(model, batch), batch)
@@ -110,7 +111,7 @@ class Objective:
     def check_form(self, batch: Any) -> None:
         """Refuse a batch whose labels are not where they should be."""
         if self._loss_fn is not None:
-            label_key(batch)
+            require_label_key(batch)
 
     @contextmanager
     def explained(self, batch: Any) -> Iterator[None]:
@@ -123,7 +124,10 @@ class Objective:
             if ran_out(error):
                 raise
             own = {p.dtype for p in self._selected.values()}
-            other = {t.dtype for t in leaves(batch) if t.is_floating_point()} - {self.dtype, *own}
+            other = {t.dtype for t in leaves(batch, torch.Tensor) if t.is_floating_point()} - {
+                self.dtype,
+                *own,
+            }
             kinds = [str(kind).removeprefix("torch.") for kind in (*other, *own)]
             hint = (
                 f" (data of {kinds[0]} in a model of {kinds[-1]}: convert them, or give dtype=)"
@@ -163,33 +167,20 @@ class Objective:
                 f"the loss does not depend on any of the chosen parameters ({', '.join(list(at)[:3])}); is "
                 "there a detach(), item() or no_grad() on the way, or are they not used?"
             )
-        held = {t.untyped_storage().data_ptr() for t in (*at.values(), *fixed.values(), *leaves(batch))}
+        held = {
+            t.untyped_storage().data_ptr()
+            for t in (*at.values(), *fixed.values(), *leaves(batch, torch.Tensor))
+        }
         return sum(size for pointer, size in saved.items() if pointer not in held)
 
 
 def _outputs(model: nn.Module, batch: Any) -> Any:
     """What the model makes of a batch without its labels: where it names its logits, these."""
-    key = label_key(batch)
-    if isinstance(batch, Mapping):
-        inputs = {name: value for name, value in batch.items() if name != key}
-        _require_arguments(model, inputs)
-        output = model(**inputs)
-    else:
-        output = model(batch[0])
-    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    require_label_key(batch)
+    remedy = "leave out what it does not take, or give batch_loss, a function of model and batch"
+    output = output_for(model, batch, HessianError, remedy)
+    named = named_logits(output)
     return named if isinstance(named, torch.Tensor) else output
-
-
-def _require_arguments(model: nn.Module, inputs: Mapping[str, Any]) -> None:
-    try:
-        inspect.signature(model.forward).bind(**inputs)
-    except TypeError as error:
-        raise HessianError(
-            f"the model cannot be called with a batch's entries {', '.join(map(repr, inputs))} ({error}); "
-            "leave out what it does not take, or give batch_loss, a function of model and batch."
-        ) from error
-    except ValueError:  # a forward without a signature
-        pass
 
 
 def _scalar(loss: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, default_collate
 
 from thermoscope.errors import HessianError, first_line
+from thermoscope.random_state import preserved_random_state
 
 from .batch import pieces, size_of, tensors_for_arrays
 
@@ -60,24 +61,16 @@ class Batches:
 
     @contextmanager
     def preserved_streams(self) -> Iterator[None]:
-        """Leave torch's random streams and the loader's own as they were before the outermost of these.
-
-        Merely starting to iterate a `DataLoader` draws from its generator, or from torch's global stream.
-        """
+        """Leave all random streams, and the loader's own, as they were before the outermost of these."""
         if self._preserving:
             yield
             return
-        generator = getattr(self._source, "generator", None)
-        state = generator.get_state() if isinstance(generator, torch.Generator) else None
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         self._preserving = True
-        with torch.random.fork_rng(devices=devices):
-            try:
+        try:
+            with preserved_random_state(self._source):
                 yield
-            finally:
-                self._preserving = False
-                if isinstance(generator, torch.Generator) and state is not None:
-                    generator.set_state(state)
+        finally:
+            self._preserving = False
 
 
 def _cut(data: Any) -> Any:

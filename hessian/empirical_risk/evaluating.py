@@ -13,6 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 
+from thermoscope.model_state import in_eval_mode
+
 __all__ = ["evaluating"]
 
 
@@ -23,23 +25,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     Flash attention, cuDNN's and oneDNN's RNNs cannot. The fused weight norm is, but wrongly: its second
     derivative takes the norms for constants (torch 2.15).
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if any(isinstance(module, nn.RNNBase) for module, _ in modes):
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-            if any(isinstance(m, ParametrizationList) or hasattr(m, "weight_g") for m, _ in modes):
-                stack.enter_context(_PlainWeightNorm())
-            stack.enter_context(warnings.catch_warnings())
-            # torch warns of itself when it first loads its forward derivatives.
-            warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with in_eval_mode(model), ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        if any(isinstance(m, ParametrizationList) or hasattr(m, "weight_g") for m in model.modules()):
+            stack.enter_context(_PlainWeightNorm())
+        stack.enter_context(warnings.catch_warnings())
+        # torch warns of itself when it first loads its forward derivatives.
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+        yield
 
 
 class _PlainWeightNorm(TorchFunctionMode):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .batch import leaves
+from thermoscope.nests import leaves
 
 __all__ = ["fingerprint"]
 
@@ -24,7 +24,9 @@ def fingerprint(batch: Any) -> int:
     sum is mixed before the examples are added. Other bits give another number but for a chance of 2^-32.
     Batches that cannot be cut into examples count as one.
     """
-    tensors = [t.detach() for t in leaves(batch) if t.layout == torch.strided and not t.is_nested]
+    tensors = [
+        t.detach() for t in leaves(batch, torch.Tensor) if t.layout == torch.strided and not t.is_nested
+    ]
     by_row = len({len(t) for t in tensors if t.ndim}) == 1
     total = torch.zeros(1, dtype=torch.int64)
     for tensor in tensors:

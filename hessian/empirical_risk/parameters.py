@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
@@ -11,6 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from thermoscope.errors import HessianError
+from thermoscope.nearest import nearest
 
 __all__ = ["Tensors", "device_of", "flatten", "select_parameters", "split"]
 
@@ -55,7 +55,7 @@ def select_parameters(model: nn.Module, patterns: str | Sequence[str] | None) ->
 def _matched(pattern: str, named: Mapping[str, nn.Parameter]) -> set[str]:
     matched = {name for name in named if fnmatchcase(name, pattern)}
     if not matched:
-        near = difflib.get_close_matches(pattern, named, n=3, cutoff=0.3) or list(named)[:3]
+        near = nearest(pattern, named, count=3, cutoff=0.3, otherwise=3)
         raise HessianError(
             f"no parameter matches {pattern!r}; the nearest names are {', '.join(map(repr, near))}."
         )

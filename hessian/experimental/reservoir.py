@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from thermoscope.errors import HessianError
-
-from ..empirical_risk.batch import leaves, mapped
+from thermoscope.nests import leaves, mapped
 
 __all__ = ["Sample"]
 
@@ -52,7 +51,8 @@ class Sample:
         self._next = max(self._next, threshold)
         old = len(self._kept)
         self._kept = [
-            self._kept[i] if i < old else mapped(batch, partial(_row, i - old)) for i in chosen.tolist()
+            self._kept[i] if i < old else mapped(batch, torch.Tensor, partial(_row, i - old))
+            for i in chosen.tolist()
         ]
         self._scores, self._priorities = scores[chosen], priorities[chosen]
 
@@ -132,6 +132,8 @@ def _row(i: int, tensor: torch.Tensor) -> torch.Tensor:
 
 def _joined(batches: list[Any]) -> Any:
     """Batches of one example as one batch."""
-    columns = [list(column) for column in zip(*(leaves(batch) for batch in batches), strict=True)]
+    columns = [
+        list(column) for column in zip(*(leaves(batch, torch.Tensor) for batch in batches), strict=True)
+    ]
     rest = iter(columns)
-    return mapped(batches[0], lambda _: torch.cat(next(rest)))
+    return mapped(batches[0], torch.Tensor, lambda _: torch.cat(next(rest)))

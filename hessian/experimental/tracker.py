@@ -15,8 +15,10 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from thermoscope.errors import HessianError
+from thermoscope.nests import leaves, mapped
+from thermoscope.random_state import preserved_random_state
 
-from ..empirical_risk.batch import examples_in, leaves, mapped, moved, pieces
+from ..empirical_risk.batch import examples_in, moved, pieces
 from ..empirical_risk.batch_loss import call_with
 from ..empirical_risk.evaluating import evaluating
 from ..empirical_risk.parameters import select_parameters
@@ -175,10 +177,10 @@ class EigenTracker:
         outputs, self._caught.outputs = self._caught.outputs, None
         if self._loss_fn is not None and not (isinstance(batch, (tuple, list)) and len(batch) == 2):
             raise HessianError("the batch is no pair (x, y); call step((x, y)), or give batch_loss.")
-        n = next((len(leaf) for leaf in leaves(batch) if leaf.ndim), 0)
-        if n == 0 or any(leaf.ndim == 0 or len(leaf) != n for leaf in leaves(batch)):
+        n = next((len(leaf) for leaf in leaves(batch, torch.Tensor) if leaf.ndim), 0)
+        if n == 0 or any(leaf.ndim == 0 or len(leaf) != n for leaf in leaves(batch, torch.Tensor)):
             raise HessianError(f"not all tensors of the batch have the length of its first, {n}.")
-        batch = mapped(batch, torch.Tensor.detach)
+        batch = mapped(batch, torch.Tensor, torch.Tensor.detach)
         # Scores age, and looking costs a little: only the last sixth of the steps between estimates counts.
         if self.steps % self.every >= 5 * self.every // 6:
             scores = self._scores(outputs, batch, n) if self._importance else torch.ones(n)
@@ -274,10 +276,9 @@ class EigenTracker:
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
         """The model in eval mode; modes and random streams are as they were afterwards."""
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         catching, self._caught.on = self._caught.on, False
         try:
-            with evaluating(self.model), torch.random.fork_rng(devices=devices):
+            with evaluating(self.model), preserved_random_state():
                 yield
         finally:
             self._caught.on = catching

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from thermoscope.errors import HessianError, first_line
+from thermoscope.nests import leaves
 
-from ..empirical_risk.batch import leaves
 from ..empirical_risk.data_pass import Passes
 from ..empirical_risk.memory import counted_saves, ran_out
 from ..empirical_risk.parameters import Tensors, flatten, split
@@ -169,7 +169,7 @@ class _Trial:
             self._bytes[mode] = multiply.bytes * self._times
         elif mode == "retained":
             parameters, fixed = self._weights
-            held = (*parameters.values(), *fixed.values(), *leaves(self._batch))
+            held = (*parameters.values(), *fixed.values(), *leaves(self._batch, torch.Tensor))
             there = {t.untyped_storage().data_ptr() for t in held}
             kept = sum(size for pointer, size in saved.items() if pointer not in there)
             self._bytes[mode] = kept * self._times

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,8 @@ from torch.func import functionalize
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ..empirical_risk.batch import leaves, mapped
+from thermoscope.nests import children, leaves, mapped
+
 from ..empirical_risk.parameters import Tensors
 
 __all__ = ["Linearized", "Linearizer", "Product"]
@@ -44,8 +45,8 @@ class Linearizer:
             self._traces[key] = self._trace(parameters, fixed, batch)
         before, after = self._traces[key]
         with torch.no_grad():
-            kept = before(*parameters.values(), *fixed.values(), *leaves(batch))
-        inputs = [*parameters.values(), *fixed.values(), *leaves(batch)]
+            kept = before(*parameters.values(), *fixed.values(), *leaves(batch, torch.Tensor))
+        inputs = [*parameters.values(), *fixed.values(), *leaves(batch, torch.Tensor)]
         return Linearized(after, kept, list(parameters), _bytes(kept, inputs))
 
     def _trace(self, parameters: Tensors, fixed: Tensors, batch: Any) -> tuple[GraphModule, GraphModule]:
@@ -56,11 +57,11 @@ class Linearizer:
             v = {name: next(rest) for name in names}
             p = {name: next(rest) for name in names}
             f = {name: next(rest) for name in fixed_names}
-            product = self._product(p, v, f, mapped(batch, lambda _: next(rest)))
+            product = self._product(p, v, f, mapped(batch, torch.Tensor, lambda _: next(rest)))
             return [product[name] for name in names]
 
         vectors = [torch.zeros_like(p) for p in parameters.values()]  # inputs must be distinct tensors
-        tensors = [*vectors, *parameters.values(), *fixed.values(), *leaves(batch)]
+        tensors = [*vectors, *parameters.values(), *fixed.values(), *leaves(batch, torch.Tensor)]
         # Fake tensors have no values: a branch on one fails here instead of being taken for all batches.
         trace = make_fx(
             functionalize(flat, remove="mutations"), tracing_mode="fake", _allow_non_fake_inputs=True
@@ -148,11 +149,10 @@ def _signature(value: Any) -> Any:
     """What a trace is specific to: structure, shapes, dtypes, devices, and everything that is no tensor."""
     if isinstance(value, torch.Tensor):
         return tuple(value.shape), value.stride(), value.dtype, value.device
-    if isinstance(value, Mapping):
-        return tuple((key, _signature(part)) for key, part in value.items())
-    if isinstance(value, (tuple, list)):
-        return type(value), tuple(_signature(part) for part in value)
-    return repr(value)
+    parts = children(value)
+    if not parts:
+        return repr(value)
+    return type(value), tuple((key, _signature(part)) for key, part in parts.items())
 
 
 def _bytes(tensors: Sequence[torch.Tensor], without: Sequence[torch.Tensor]) -> int:

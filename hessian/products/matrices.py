@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch.func import grad, jvp, vjp
 
-from ..empirical_risk.batch import leaves, mapped
+from thermoscope.nests import leaves, mapped
+
 from ..empirical_risk.parameters import Tensors
 from .linearized import Product
 
@@ -93,13 +94,13 @@ def gauss_newton_of(outputs: OutputsOf, loss: Callable[[Any, Any], torch.Tensor]
         inputs = list(at.values())
         with torch.enable_grad():
             result = outputs(at, fixed, batch)
-            z = [t for t in leaves(result) if t.requires_grad]
+            z = [t for t in leaves(result, torch.Tensor) if t.requires_grad]
             # J^T u is linear in u: its derivative by u, times v, is J v, wherever u is.
             u = [torch.zeros_like(t, requires_grad=True) for t in z]
             pulled = torch.autograd.grad(z, inputs, u, create_graph=True, allow_unused=True)
             cut = [t.detach().requires_grad_() for t in z]
             rest = iter(cut)
-            alone = mapped(result, lambda t: next(rest) if t.requires_grad else t)
+            alone = mapped(result, torch.Tensor, lambda t: next(rest) if t.requires_grad else t)
             slope = torch.autograd.grad(loss(alone, batch), cut, create_graph=True, allow_unused=True)
 
         def multiply(vector: Tensors) -> Tensors:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thermoscope.errors import HessianError
+from thermoscope.files import atomic_file, readable_errors
 
 __all__ = ["SavedRun"]
 
@@ -49,25 +50,9 @@ class SavedRun:
         Raises:
             HessianError: if it cannot be written; what was there remains.
         """
-        try:
-            self._write(arrays)
-        except OSError as error:
-            raise HessianError(
-                f"cannot write {self.path}: {error.strerror or error}; make room, or choose another folder."
-            ) from error
-
-    def _write(self, arrays: Arrays) -> None:
         begin = time.monotonic()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
-        try:
-            with temporary.open("wb") as file:
-                np.savez(file, request=np.array(self._request), **arrays)  # type: ignore[arg-type]
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with readable_errors(self.path, HessianError), atomic_file(self.path) as file:
+            np.savez(file, request=np.array(self._request), **arrays)  # type: ignore[arg-type]
         now = time.monotonic()
         self._due = now + max(_INTERVAL, _PATIENCE * (now - begin))
 

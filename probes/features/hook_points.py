@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from thermoscope.errors import ProbeError
+from thermoscope.random_state import preserved_random_state
 
-from ..streams import preserved_random_state
 from .axes import Axes
 from .patterns import HookPoint, Selection
 from .taps import Taps

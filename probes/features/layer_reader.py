@@ -14,13 +14,14 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from thermoscope.errors import ProbeError
+from thermoscope.nearest import the_nearest
 
 from ..user_model import plain_arithmetic
 from .axes import Axes
 from .buffers import Buffers
 from .layout import GivenLayouts, Layout, LayoutText
 from .nests import strided
-from .patterns import HookPoint, glob_matches, nearest
+from .patterns import HookPoint, glob_matches
 from .reduction import BoundReduction, Reduce, bind, chain_of
 from .tracing import AxisTrace
 
@@ -165,7 +166,7 @@ class FeatureReader:
             for glob in globs if isinstance(globs, Mapping) else ():
                 if not any(glob_matches(glob, name) for name in names):
                     raise ProbeError(
-                        f"{argument} names {glob!r}, and there is no such layer; {nearest(glob, names)}."
+                        f"{argument} names {glob!r}, and there is no such layer; {the_nearest(glob, names)}."
                     )
         letters = self._given.general
         if letters and all(len(layout.letters) != len(letters) for layout in self._layouts.values()):

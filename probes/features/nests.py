@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import PackedSequence
 
 from thermoscope.errors import ProbeError
-
-from .patterns import nearest
+from thermoscope.nearest import the_nearest
+from thermoscope.nests import children, leaves
 
 __all__ = ["argument", "described", "element", "strided", "tensors"]
 
 
-def tensors(value: Any, around: tuple[int, ...] = ()) -> Iterator[torch.Tensor | PackedSequence]:
-    """The tensors of real numbers with a batch dimension in a nest of tuples, mappings and dataclasses."""
-    if isinstance(value, torch.Tensor):
-        if (value.is_floating_point() or value.is_quantized) and value.ndim > 0:
-            yield value
-    elif isinstance(value, PackedSequence):
-        yield value
-    elif id(value) not in around:  # a nest may hold itself
-        for item in _items(value).values():
-            yield from tensors(item, (*around, id(value)))
+def tensors(value: Any) -> Iterator[torch.Tensor | PackedSequence]:
+    """The tensors of real numbers with a batch dimension in a nest."""
+    for found in leaves(value, (torch.Tensor, PackedSequence)):
+        if isinstance(found, PackedSequence) or (_is_real(found) and found.ndim > 0):
+            yield found
+
+
+def _is_real(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_quantized
 
 
 def _items(value: Any) -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        return {str(key): item for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return {str(i): item for i, item in enumerate(value)}
-    if is_dataclass(value):
-        return {f.name: getattr(value, f.name, None) for f in fields(value)}
-    return {}
+    return {str(key): item for key, item in children(value).items()}
 
 
 def element(value: Any, pick: str, batch: int | None = None) -> torch.Tensor | PackedSequence | None:
@@ -48,7 +40,7 @@ def element(value: Any, pick: str, batch: int | None = None) -> torch.Tensor | P
         items = _items(value)
         if key not in items:
             raise ProbeError(
-                f"the output has no element {key!r} for the pick ':{pick}'; {nearest(key, list(items))}."
+                f"the output has no element {key!r} for the pick ':{pick}'; {the_nearest(key, items)}."
             )
         value = items[key]
     found = list(tensors(value))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -14,8 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from thermoscope.errors import ProbeError
+from thermoscope.nearest import the_nearest
 
-__all__ = ["HookPoint", "Pattern", "Selection", "glob_matches", "nearest", "no_such_layer"]
+__all__ = ["HookPoint", "Pattern", "Selection", "glob_matches", "no_such_layer"]
 
 Pattern: TypeAlias = "str | re.Pattern[str] | type[nn.Module] | nn.Module | Callable[[HookPoint], bool]"
 INPUT, OUTPUT = "input", "output"  # the names of the model's own input and output
@@ -122,19 +122,12 @@ def no_such_layer(pattern: Pattern, names: Sequence[str]) -> str:
     if callable(pattern):
         return f"the predicate {getattr(pattern, '__name__', 'given')} accepted none of the model's layers."
     text = pattern if isinstance(pattern, str) else pattern.pattern
-    return f"no layer matches {text!r}; {nearest(text, names)}."
+    return f"no layer matches {text!r}; {the_nearest(text, names)}."
 
 
 def glob_matches(glob: str, name: str) -> bool:
     """Whether a layer's name satisfies a glob."""
     return _glob_regex(glob).fullmatch(name) is not None
-
-
-def nearest(name: str, names: Sequence[str]) -> str:
-    """The names that a mistyped one may have meant, as the end of a sentence."""
-    known = list(dict.fromkeys(names))
-    close = difflib.get_close_matches(str(name), known, n=4, cutoff=0.5) or known[:8]
-    return f"the nearest names are {', '.join(close)}"
 
 
 class _Matcher:

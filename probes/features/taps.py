@@ -16,13 +16,14 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
-from thermoscope.errors import ProbeError
+from thermoscope.errors import ProbeError, reason
 
 from .interception import Frame, OperationInterceptor, operation_name
 from .nests import argument, described, element, tensors
 from .patterns import INPUT, OUTPUT, HookPoint, Selection, no_such_layer
 from .places import Places
 from .tracing import AxisTrace
+from .uncompiled import uncompiled
 
 __all__ = ["ForwardStopped", "Receiver", "Taps"]
 
@@ -388,8 +389,8 @@ def _as_probe_error(error: Exception, layer: str = "") -> ProbeError:
     if isinstance(error, ProbeError):
         return error
     what = f"layer {layer!r} cannot be read" if layer else "the probes cannot follow this forward"
-    reason = (str(error).strip() or "no more is known").splitlines()[0][:200]
-    found = ProbeError(f"{what} ({type(error).__name__}: {reason}); leave it out with exclude=... .")
+    why = (reason(error) or "no more is known")[:200]
+    found = ProbeError(f"{what} ({type(error).__name__}: {why}); leave it out with exclude=... .")
     found.__cause__ = error
     return found
 
@@ -400,7 +401,7 @@ class _Hook:
     def __init__(self, run: Callable[..., None], fail: Callable[[Exception], None]):
         self._run, self._fail = run, fail
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @uncompiled
     def __call__(self, *args: Any) -> None:
         try:
             self._run(*args)

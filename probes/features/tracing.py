@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from inspect import signature
 from itertools import chain
 from typing import Any
@@ -14,9 +14,12 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.nn.parameter import is_lazy
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from thermoscope.nests import leaves
+
 from .axes import Axes, Axis, Strength, letters_of, new_axes
 from .axis_rules import Dims, Rule, attended, dims_in, rule_of
 from .interception import Interceptor
+from .uncompiled import uncompiled
 
 __all__ = ["AxisTrace"]
 
@@ -205,7 +208,7 @@ class _Eye(Interceptor):
         return _followed(self._trace, self.muted, func, args, kwargs or {})
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # what is followed runs as it is
+@uncompiled  # what is followed runs as it is
 def _followed(trace: AxisTrace, muted: bool, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     return func(*args, **kwargs) if muted else trace.follow(func, args, kwargs)
 
@@ -216,7 +219,7 @@ class _Entry:
     def __init__(self, trace: AxisTrace):
         self._trace = trace
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @uncompiled
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if isinstance(module, _OPAQUE):
             self._trace.enter(module, args)
@@ -228,7 +231,7 @@ class _Exit:
     def __init__(self, trace: AxisTrace):
         self._trace = trace
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @uncompiled
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if isinstance(module, _OPAQUE):
             self._trace.leave(module, args, kwargs, output)
@@ -236,15 +239,9 @@ class _Exit:
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
     """Those with dimensions in a nest."""
-    if isinstance(value, torch.Tensor):
-        if not is_lazy(value) and not value.is_nested and value.ndim > 0:
-            yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
+    for tensor in leaves(value, torch.Tensor):
+        if not is_lazy(tensor) and not tensor.is_nested and tensor.ndim > 0:
+            yield tensor
 
 
 def _name_of(func: Callable[..., Any]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from thermoscope.batches import logits_of
 from thermoscope.errors import ProbeError
 
 from ..digests import input_digests, mixed
@@ -17,7 +18,6 @@ from ..features.reduction import BoundReduction
 from ..intervals import normal
 from ..mean_se import Tally
 from ..results import Reading, Reference
-from ..user_model import logits_of
 from .bank import Bank
 from .labels import Labels
 

@@ -17,11 +17,12 @@ from torch import nn
 from tqdm import tqdm
 
 from thermoscope.errors import ProbeError
+from thermoscope.nearest import the_nearest
 
 from ..arguments import whole_number
 from ..digests import model_digest
 from ..features.layout import LayoutText
-from ..features.patterns import Pattern, nearest
+from ..features.patterns import Pattern
 from ..features.reduction import Reduce
 from ..user_model import Forward, default_forward, unwrap
 from .columns import Column, Digest
@@ -199,7 +200,7 @@ class FeatureStore:
     def __getitem__(self, layer: str) -> np.memmap[Any, Any]:
         """The features of a layer: (n, size), read-only, memory-mapped."""
         if layer not in self._columns:
-            raise ProbeError(f"the store has no layer {layer!r}; {nearest(layer, self.layers)}.")
+            raise ProbeError(f"the store has no layer {layer!r}; {the_nearest(layer, self.layers)}.")
         return self._columns[layer].read()
 
     def __len__(self) -> int:

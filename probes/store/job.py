@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from thermoscope.errors import ProbeError
+from thermoscope.files import drop_partial_files, readable_errors
 
 from .columns import Column, Digest, hexadecimal
 from .contents import Data, Manifest, Settings, checkpoint_folder, checkpoints, layer_column
 from .layer_run import StoredLayer
-from .records import read_record, readable_errors, write_record
+from .records import read_record, write_record
 from .writer import Progress
 
 __all__ = ["Job", "Lock"]
@@ -91,9 +92,10 @@ class Job:
             ProbeError: for a folder that is no store or has another unfinished job, and a disk too small.
         """
         folder = checkpoint_folder(store, self.model)
-        with readable_errors(store):
+        with readable_errors(store, ProbeError):
             self._require_store(store)
             folder.mkdir(parents=True, exist_ok=True)
+            drop_partial_files(store)
             Job.clear_traces(store, self.model)
             begun = Job.read(folder)
             if begun is not None and self != replace(begun, with_data=self.with_data, holdings=self.holdings):
@@ -119,7 +121,7 @@ class Job:
         Raises:
             ProbeError: if rows are missing.
         """
-        with readable_errors(store):
+        with readable_errors(store, ProbeError):
             done = self.progress(store).digests()
             if len(done) < self.batches:
                 raise ProbeError(
@@ -207,7 +209,7 @@ class Lock:
         """
         import fcntl  # not on every system, where all but extracting is to work
 
-        with readable_errors(self._store):
+        with readable_errors(self._store, ProbeError):
             self._store.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self._store, os.O_RDONLY)
         with suppress(OSError):  # some network file systems have no locks

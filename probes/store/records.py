@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from thermoscope.errors import ProbeError
+from thermoscope.files import atomic_file
 
-__all__ = ["checksum", "read_record", "readable_errors", "write_record"]
+__all__ = ["checksum", "read_record", "write_record"]
 
 _FORMAT = 2
 
 
 def write_record(path: Path, content: Mapping[str, Any]) -> None:
-    """Write under a temporary name, flush to disk, and rename."""
+    """Write a record; a reader sees all of it or nothing."""
     whole = {"format": _FORMAT, **content}
     text = json.dumps({**whole, "sha256": checksum(whole)}, indent=1) + "\n"
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with atomic_file(path) as file:
+        file.write(text.encode())
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
@@ -57,18 +51,3 @@ def read_record(path: Path) -> dict[str, Any] | None:
 def checksum(content: Any) -> str:
     """SHA-256 of something that JSON can express."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-@contextmanager
-def readable_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals into a sentence about `path`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason = "the disk is full; make room and make the same call again: it continues where it was"
-        elif isinstance(error, PermissionError) or error.errno == errno.EROFS:
-            reason = "you have no permission; choose a folder of your own"
-        else:
-            reason = f"{error.strerror or error}; choose another folder"
-        raise ProbeError(f"cannot write {str(path)!r}: {reason}.") from error

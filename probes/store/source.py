@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch.utils.data import (
     DataLoader,
     DistributedSampler,
@@ -19,10 +20,11 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from thermoscope.batches import label_key
 from thermoscope.errors import ProbeError
+from thermoscope.nests import leaves
 
 from ..digests import Digests, input_digests
-from ..user_model import label_key, tensors_in
 from .holdings import holdings_digest
 
 __all__ = ["Opening", "Source"]
@@ -176,7 +178,7 @@ def rows_of(batch: Any) -> int:
     key = label_key(batch)
     if key is not None and hasattr(batch[key], "__len__") and np.ndim(batch[key]):
         return len(batch[key])
-    for tensor in tensors_in(batch):
+    for tensor in leaves(batch, torch.Tensor):
         if tensor.ndim:
             return len(tensor)
     raise ProbeError(

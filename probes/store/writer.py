@@ -21,10 +21,10 @@ import numpy.typing as npt
 import torch
 
 from thermoscope.errors import ProbeError
+from thermoscope.files import atomic_file, readable_errors
 
 from ..digests import Digests, array_digest, mixed
 from .columns import Column
-from .records import readable_errors
 
 __all__ = ["Progress", "Stored", "Writer"]
 
@@ -46,10 +46,8 @@ class Progress:
 
     def create(self) -> None:
         """Begin with nothing done."""
-        temporary = self.path.with_name(f".{self.path.name}.partial")
-        with temporary.open("wb") as file:
+        with atomic_file(self.path) as file:
             file.truncate(8 * self._shape[0] * self._shape[1])
-        temporary.replace(self.path)
 
     def digests(self) -> dict[int, Digests]:
         """The digests (columns,) of each batch that is done.
@@ -193,7 +191,7 @@ class Writer:
             _require_finite(name, first, block)
         digests = np.empty(len(self._columns), np.uint64)
         for i, (column, file) in enumerate(zip(self._columns, self._files, strict=True)):
-            with readable_errors(column.path):
+            with readable_errors(column.path, ProbeError):
                 column.write(file, first, arrays[i])
             digests[i] = array_digest(arrays[i], np.arange(first, first + len(arrays[i])))
         self._unnoted[number] = digests
@@ -202,7 +200,7 @@ class Writer:
         if not self._unnoted:
             return
         begin = time.monotonic()
-        with readable_errors(self._progress.path):
+        with readable_errors(self._progress.path, ProbeError):
             for file in self._files:
                 os.fsync(file)
             self._progress.note(self._unnoted)

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from analysis import AnalysisError, Run
-from analysis.files import HOST, append_line, keep_lines, locked
 from analysis.jobs.train import train
 from analysis.runs.lock import exclusive
 from probes import ProbeResult
+from thermoscope.files import HOST, append_line, keep_lines, locked
 
 from .small import SETTINGS
 from .test_runs import RESULT
@@ -167,7 +167,7 @@ def test_without_locks_the_note_decides(tmp_path: Path) -> None:
         file.write_text(nonsense)
         with exclusive(tmp_path, "train"):
             pass
-    append_line(tmp_path / "lines", "one")
+    append_line(tmp_path / "lines", "one", AnalysisError)
     assert (tmp_path / "lines").read_text() == "one\n"
 
 
@@ -176,15 +176,15 @@ def test_lines_of_many_threads_are_whole_and_none_is_lost_when_the_file_is_rewri
 
     def write(name: int) -> None:
         for number in range(50):
-            append_line(path, f"{name}:{number}:" + "x" * 200)
+            append_line(path, f"{name}:{number}:" + "x" * 200, AnalysisError)
 
     threads = [threading.Thread(target=write, args=(name,)) for name in range(3)]
     for thread in threads:
         thread.start()
     path.touch()
     for _ in range(30):  # each time the file is replaced by another
-        append_line(path, "not wanted")
-        keep_lines(path, lambda line: not line.startswith(b"not"))
+        append_line(path, "not wanted", AnalysisError)
+        keep_lines(path, lambda line: not line.startswith(b"not"), AnalysisError)
     for thread in threads:
         thread.join()
     lines = path.read_text().splitlines()

@@ -19,9 +19,9 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from torch import nn
 
 from analysis import AnalysisError, Logged, Run, frame, history
-from analysis.files import HOST, append_line, drop_partial_line, write_atomically
 from analysis.results.probes import side_by_side
 from probes import ProbeResult, Reading, Reference
+from thermoscope.files import HOST, append_line, drop_partial_line, write_atomically
 
 READING = Reading("conv1", "y", "avg:1", 16, 0.03, 100, 500, 0.5, 0.02, 0.2, 0.01, 0.02, 0.005)
 RESULT = ProbeResult(
@@ -93,24 +93,24 @@ def test_tensorboard_is_told_to_forget_them_too(tmp_path: Path) -> None:
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
-    write_atomically(path, b"old")
+    write_atomically(path, b"old", AnalysisError)
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(AnalysisError, match="the disk is full"):
-        write_atomically(path, b"new")
+        write_atomically(path, b"new", AnalysisError)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert path.read_bytes() == b"old"
     with pytest.raises(AnalysisError, match="the disk is full"):
-        append_line(path, "more")
+        append_line(path, "more", AnalysisError)
     assert path.read_bytes() == b"old"
 
 
 def test_a_full_device_is_one_sentence() -> None:
     with pytest.raises(AnalysisError, match=r"cannot write '/dev/full': the disk is full; .*\.$"):
-        append_line(Path("/dev/full"), "x")
+        append_line(Path("/dev/full"), "x", AnalysisError)
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:

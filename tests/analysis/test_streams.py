@@ -19,7 +19,8 @@ from analysis import AnalysisError, Run
 from analysis.jobs.train import _batches, train
 from analysis.runs.records import read_config
 from analysis.runs.snapshots import training_config, training_data
-from analysis.streams import SeededBatches, random_state, restore_random_state, seed_streams
+from analysis.sources.seeded_batches import SeededBatches
+from thermoscope.random_state import random_state, restore_random_state, seed_streams
 
 from .odd import Augmented
 from .small import SETTINGS, data

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from probes.streams import random_signs, random_subset
+from probes.features.random_features import random_signs, random_subset
 
 
 @given(population=st.integers(1, 10**12), share=st.floats(0, 1), seed=st.integers(0, 2**40), name=st.text())

@@ -22,10 +22,10 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from probes import Estimate, FeatureStore, ProbeError, ProbeSet, Subset
 from probes.store.columns import Column
 from probes.store.one_pass import Pass
-from probes.store.records import readable_errors
 from probes.store.source import _slice
 from probes.store.writer import Progress, Writer
-from probes.streams import random_subset
+from thermoscope.files import readable_errors
+from probes.features.random_features import random_subset
 
 from .models import CLASSES, ConvNet, Mlp, Tagger, assert_identical, random_streams, seed_everything
 from .test_detach import traces
@@ -706,7 +706,7 @@ def test_progress_is_noted_after_an_interval_or_ten_times_what_that_takes(
     ],
 )
 def test_refusals_of_the_operating_system(error: OSError, message: str) -> None:
-    with pytest.raises(ProbeError, match=message), readable_errors(Path("here")):
+    with pytest.raises(ProbeError, match=message), readable_errors(Path("here"), ProbeError):
         raise error
 
 

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 from probes import ProbeResult, Reading
 from thermoscope.errors import AnalysisError
+from thermoscope.files import write_atomically
 
-from ...files import write_atomically
 from ..style import BLUE, ORANGE, canvas
 from .drawing import FULL, SMALL, Style, draw_edges, draw_node, node_sizes
 from .graph import ModelGraph
@@ -142,7 +142,7 @@ def save_graph_figure(figure: Figure, path: str | Path) -> Path:
     undated = {"Date": None} if kind == "svg" else None
     with matplotlib.rc_context({"svg.hashsalt": "thermoscope"}):
         figure.savefig(buffer, format=kind, dpi=200, metadata=undated)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getbuffer(), AnalysisError)
     return path
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from probes.streams import preserved_random_state
 from probes.user_model import unwrap
+from thermoscope.model_state import preserved_modes
+from thermoscope.random_state import preserved_random_state
 
 from .trace import Call, trace
 
@@ -81,15 +82,12 @@ def model_graph(model: nn.Module, run: Callable[[nn.Module], Any], probed: Seque
 
 @contextmanager
 def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
     owners = [module._buffers for module in model.modules()]
     buffers = [(owner, name, b, b.clone()) for owner in owners for name, b in owner.items() if b is not None]
-    with preserved_random_state(), torch.no_grad():
+    with preserved_random_state(), preserved_modes(model), torch.no_grad():
         try:
             yield
         finally:
-            for module, mode in modes:
-                module.training = mode
             for owner, name, buffer, content in buffers:
                 owner[name] = buffer
                 if not torch.equal(buffer, content):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from probes import HookPoint, Selection
 from probes.features.taps import Taps
 from thermoscope.errors import AnalysisError
+from thermoscope.nests import leaves
 
 __all__ = ["Call", "trace"]
 
@@ -253,15 +254,9 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterat
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors in a nest of tuples, mappings and dataclasses."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (tuple, list, set)):
-        for item in value:
-            yield from _tensors(item)
-    elif is_dataclass(value):
-        for item in fields(value):
-            yield from _tensors(getattr(value, item.name))
+    """The tensors in a nest, which may hold sets: here their order does not matter."""
+    for found in leaves(value, (torch.Tensor, set)):
+        if isinstance(found, set):
+            yield from _tensors(list(found))
+        else:
+            yield found

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from thermoscope.errors import ProbeError
 
-from ...streams import random_signs
+from ..random_features import random_signs
 from ..layout import Features
 from .contract import Reduction, Step, require_count, sized
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ...streams import random_subset
+from ..random_features import random_subset
 from ..layout import Features
 from .contract import Reduction, Step, require_count, sized
 from .flatten import flat

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
+from typing import BinaryIO, TypeAlias
 
-from thermoscope.errors import AnalysisError
+from .errors import ThermoscopeError
 
 try:
     import fcntl
@@ -22,9 +23,9 @@ __all__ = [
     "HOST",
     "append_bytes",
     "append_line",
+    "atomic_file",
     "drop_partial_files",
     "drop_partial_line",
-    "in_words",
     "is_still",
     "keep_lines",
     "locked",
@@ -34,32 +35,44 @@ __all__ = [
 ]
 
 HOST = socket.gethostname().replace(".", "-") or "unknown"
+Refusal: TypeAlias = type[ThermoscopeError]
+"""The caller's kind of error, for what the operating system refuses."""
 _FORGOTTEN = 24 * 3600.0  # seconds after which nobody is still writing a file
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write under a temporary name, flush to disk, and rename: a reader sees all of it or nothing.
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which is at `path`, whole and on the disk, when the context ends.
 
-    Raises:
-        AnalysisError: if the folder cannot be written or the disk is full; what was there remains.
+    Until then it has a temporary name, so a reader sees all of it or nothing; what was there remains if an
+    exception ends the context.
     """
     temporary = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.partial")
-    with readable_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, content: bytes | memoryview, error: Refusal) -> None:
+    """Write a file as a whole: a reader sees all of it or nothing.
+
+    Raises:
+        error: if the folder cannot be written or the disk is full; what was there remains.
+    """
+    with readable_errors(path, error), atomic_file(path) as file:
+        file.write(content)
 
 
 def drop_partial_files(folder: Path) -> None:
-    """Delete what `write_atomically` of a process that is no more left behind.
+    """Delete what `atomic_file` left behind of processes that are no more.
 
     Whether a process of another host is alive cannot be known here: its files go when they are a day old.
     """
@@ -111,20 +124,20 @@ def locked(descriptor: int, *, wait: bool) -> bool:
     return True
 
 
-def append_line(path: Path, line: str) -> None:
+def append_line(path: Path, line: str, error: Refusal) -> None:
     """Add a line in one write and flush it to disk; a line that did not fit is taken back.
 
     Several processes may add lines to the same file: each waits until the other's is there.
 
     Raises:
-        AnalysisError: as `write_atomically`.
+        error: as `write_atomically`.
     """
-    append_bytes(path, line.encode() + b"\n", sync=True)
+    append_bytes(path, line.encode() + b"\n", error, sync=True)
 
 
-def append_bytes(path: Path, content: bytes, *, sync: bool) -> None:
+def append_bytes(path: Path, content: bytes, error: Refusal, *, sync: bool) -> None:
     """Likewise for a file that has no lines, flushed to disk at once or when the system sees fit."""
-    with readable_errors(path), _waiting_for(path, "a") as file:
+    with readable_errors(path, error), _waiting_for(path, "a") as file:
         start = os.fstat(file.fileno()).st_size
         try:
             while content:
@@ -147,18 +160,18 @@ def drop_partial_line(path: Path) -> None:
                 file.truncate(whole)
 
 
-def keep_lines(path: Path, wanted: Callable[[bytes], bool]) -> None:
+def keep_lines(path: Path, wanted: Callable[[bytes], bool], error: Refusal) -> None:
     """Rewrite a file of lines with those that are wanted; it is the old one or the new one, whole.
 
     Raises:
-        AnalysisError: as `write_atomically`.
+        error: as `write_atomically`.
     """
     if path.exists():
         with _waiting_for(path, "r+") as file:
             lines = file.readlines()
             kept = [line for line in lines if wanted(line)]
             if len(kept) < len(lines):
-                write_atomically(path, b"".join(kept))
+                write_atomically(path, b"".join(kept), error)
 
 
 @contextmanager
@@ -181,12 +194,13 @@ def is_still(path: Path, descriptor: int) -> bool:
 
 
 @contextmanager
-def readable_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals into a sentence about `path`."""
+def readable_errors(path: Path, error: Refusal) -> Iterator[None]:
+    """Turn the operating system's refusals into the caller's kind of error, with a sentence about `path`."""
     try:
         yield
-    except OSError as error:
-        raise AnalysisError(f"cannot write {_shown(path)!r}: {in_words(error)}.") from error
+    except OSError as refused:
+        problem = _in_words(refused, error.going_on)
+        raise error(f"cannot write {_shown(path)!r}: {problem}.") from refused
 
 
 def _shown(path: Path) -> str:
@@ -194,12 +208,12 @@ def _shown(path: Path) -> str:
     return str(path) if len(str(path)) < 300 else f"...{str(path)[-100:]}"
 
 
-def in_words(error: OSError) -> str:
+def _in_words(error: OSError, going_on: str) -> str:
     """What the operating system refused, and what can be done about it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full; make room and continue with --resume"
+        return f"the disk is full; make room and {going_on}"
     if error.errno == errno.EFBIG:
-        return "files may not be that large here (ulimit -f); raise the limit and continue with --resume"
+        return f"files may not be that large here (ulimit -f); raise the limit and {going_on}"
     if error.errno == errno.ENAMETOOLONG:
         return "the name is too long; choose a shorter one"
     if error.errno == errno.ELOOP:

@@ -1,18 +1,14 @@
-"""Random streams: named ones of our own, and the user's, which we leave as we found them."""
+"""Random choices and projections of features, from named streams that never change."""
 
 from __future__ import annotations
 
 import hashlib
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DataLoader
 
-__all__ = ["preserved_random_state", "random_signs", "random_subset"]
+__all__ = ["random_signs", "random_subset"]
 
 
 def _raw(seed: int, name: str, purpose: str, count: int) -> npt.NDArray[np.uint64]:
@@ -46,31 +42,3 @@ def random_signs(rows: int, columns: int, *, seed: int, name: str) -> torch.Tens
     words = _raw(seed, name, "signs", -(-count // 64)).astype("<u8")
     bits = np.unpackbits(words.view(np.uint8), count=count)
     return torch.from_numpy(bits.reshape(rows, columns)).to(torch.float32).mul_(2).sub_(1)
-
-
-@contextmanager
-def preserved_random_state(*loaders: object) -> Iterator[None]:
-    """Restore Python's, NumPy's, torch's CPU and CUDA streams, and the loaders' own, on leaving.
-
-    Merely starting to iterate a `DataLoader` draws from torch's global stream.
-    """
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    generators = [generator for loader in loaders for generator in _generators_of(loader)]
-    states = [generator.get_state() for generator in generators]
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=devices):
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
-            for generator, state in zip(generators, states, strict=True):
-                generator.set_state(state)
-
-
-def _generators_of(loader: object) -> list[torch.Generator]:
-    if not isinstance(loader, DataLoader):
-        return []
-    owners = (loader, loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
-    found = {id(g): g for o in owners if isinstance(g := getattr(o, "generator", None), torch.Generator)}
-    return list(found.values())
