@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-import numpy as np
-
 from thermoscope.errors import AnalysisError
 
 __all__ = ["Schedule"]
@@ -44,6 +42,8 @@ class Schedule:
         if word == "none":
             return frozenset()
         if word == "log":
+            import numpy as np  # not needed to say what a command takes
+
             spaced = np.geomspace(1, total, number).round().astype(int)
             return frozenset([*map(int, spaced), total])
         every = per_epoch if word == "epoch" else number

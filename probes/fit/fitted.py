@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import log_softmax
 
 from thermoscope.errors import ProbeError
 
@@ -44,6 +43,8 @@ class LinearClassifier:
             raise ProbeError(
                 f"features have shape {x.shape}; this classifier reads matrices of {len(self.mean)} columns."
             )
+        from scipy.special import log_softmax  # which takes longer to load than all of `probes`
+
         out: npt.NDArray[np.float64] = log_softmax(
             ((x - self.mean) / self.scale) @ self.weight.T + self.bias, axis=1
         )
