@@ -96,9 +96,8 @@ __all__ = [
     "code_length",
     "learning_curve",
     "selectivity",
-    # how a model is run where no forward= is given, and leaves the random streams as they were
+    # how a model is run where no forward= is given
     "default_forward",
-    "preserved_random_state",
     # what goes wrong
     "ProbeError",
 ]

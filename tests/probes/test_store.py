@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from probes import Estimate, FeatureStore, ProbeError, ProbeSet, Subset
+from probes.features.random_features import random_subset
 from probes.store.columns import Column
 from probes.store.one_pass import Pass
 from probes.store.source import _slice
 from probes.store.writer import Progress, Writer
 from thermoscope.files import readable_errors
-from probes.features.random_features import random_subset
 
 from .models import CLASSES, ConvNet, Mlp, Tagger, assert_identical, random_streams, seed_everything
 from .test_detach import traces

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from thermoscope.errors import ProbeError
 
-from ..random_features import random_signs
 from ..layout import Features
+from ..random_features import random_signs
 from .contract import Reduction, Step, require_count, sized
 
 __all__ = ["Project"]

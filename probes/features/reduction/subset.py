@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..random_features import random_subset
 from ..layout import Features
+from ..random_features import random_subset
 from .contract import Reduction, Step, require_count, sized
 from .flatten import flat
 
