@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from probes.streams import random_subset
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from probes import Auto, ProbeError, ProbeSet, Subset
 from probes.features.layout import Features, Layout
+from probes.features.random_features import random_subset
 from probes.features.reduction import BoundReduction, bind, parse_reduction
 
 from .models import CLASSES, ConvNet, Tagger, images
