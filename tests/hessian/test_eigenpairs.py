@@ -461,5 +461,5 @@ def test_it_takes_what_scipy_takes(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_state_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(HessianError, match=r"cannot write .*: Not a directory; choose another folder"):
+    with pytest.raises(HessianError, match=r"cannot write .*: File exists; choose another folder"):
         SavedRun(tmp_path / "file" / "state.npz", {}).save({})
