@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,3 +33,30 @@ def test_a_batch_means_the_same_to_both_instruments(name: str) -> None:
     loss = Loss(model, F.cross_entropy, data())
     assert loss.examples == examples == 12
     assert loss.value() == pytest.approx(total / examples, rel=1e-12)
+
+
+@dataclass(frozen=True)
+class Examples:
+    x: torch.Tensor
+    y: torch.Tensor
+    source: str = "anywhere"
+
+
+@pytest.mark.parametrize("mode", ["forward_reverse", "reverse_reverse", "retained", "linearized"])
+def test_batches_may_be_dataclasses(mode: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)).double()
+    pairs = [
+        (
+            torch.randn(5, 3, dtype=torch.float64, generator=generator),
+            torch.randint(2, (5,), generator=generator),
+        )
+        for _ in range(3)
+    ]
+    plain = Loss(model, F.cross_entropy, pairs)
+    own = Loss(
+        model, None, [Examples(*pair) for pair in pairs], batch_loss=lambda m, b: F.cross_entropy(m(b.x), b.y)
+    )
+    assert own.examples == plain.examples == 15
+    vector = np.linspace(-1, 1, plain.size)
+    np.testing.assert_allclose(own.hessian(mode) @ vector, plain.hessian() @ vector, rtol=0, atol=1e-14)

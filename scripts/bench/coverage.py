@@ -18,8 +18,8 @@ import json
 import random
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import chain, islice
 from typing import Any
@@ -32,6 +32,7 @@ from torch import nn
 from analysis.runs.run import versions
 from probes import ProbeSet
 from probes.features.auto import automatic_layers
+from thermoscope.nests import leaves
 
 QUICK = (
     "torchvision:convnext_tiny",
@@ -151,18 +152,7 @@ def smallest_input(model: nn.Module) -> tuple[int, torch.Tensor]:
 
 def floats(output: Any) -> Iterator[torch.Tensor]:
     """The floating-point tensors in whatever the model returned."""
-    if isinstance(output, torch.Tensor):
-        if output.is_floating_point():
-            yield output
-        return
-    if isinstance(output, Mapping):
-        parts: Iterable[Any] = output.values()
-    elif is_dataclass(output):
-        parts = [getattr(output, field.name) for field in fields(output)]
-    else:
-        parts = output if isinstance(output, (tuple, list)) else ()
-    for part in parts:
-        yield from floats(part)
+    return (t for t in leaves(output, torch.Tensor) if t.is_floating_point())
 
 
 def hooks(model: nn.Module) -> list[tuple[int, ...]]:
