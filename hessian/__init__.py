@@ -16,9 +16,17 @@ from .experimental.negative_curvature import NegativeCurvature
 from .experimental.tracker import EigenTracker, TrackedPair
 from .line_search import LineSearch, Slice, line_search, slice_2d
 from .loss import Loss
-from .products.choose import Choice
+from .products.choose import MODES, ModeChoice
 from .products.curvature import CurvatureOperator
-from .products.matrices import MODES, Mode
+from .products.forward_reverse import ForwardReverse
+from .products.functional_hessian import FunctionalHessian
+from .products.gauss_newton import GaussNewton
+from .products.hessian import Hessian
+from .products.linearized import Linearized
+from .products.matrix import CurvatureMatrix, LocalLoss
+from .products.mode import ProductMode
+from .products.retained import Retained
+from .products.reverse_reverse import ReverseReverse
 from .products.symmetric import SymmetricOperator, as_operator
 from .spectrum.density import Density, Quadrature, spectral_density
 from .spectrum.eigenpairs import extreme_eigenpairs
@@ -26,37 +34,54 @@ from .spectrum.results import Eigenpair, MissedCheck, Spectrum
 from .spectrum.trace import Estimate, frobenius_norm, trace
 
 __all__ = [
+    # a loss over fixed data
+    "Loss",
+    "fixed_subset",
+    "Team",
+    "HessianError",
+    # its curvature matrices; `CurvatureMatrix` is for one of your own, made from a `LocalLoss`
+    "CurvatureMatrix",
+    "Hessian",
+    "GaussNewton",
+    "FunctionalHessian",
+    "LocalLoss",
+    # ways to compute their products; `ProductMode` is for one of your own
+    "ProductMode",
     "MODES",
-    "Choice",
+    "Linearized",
+    "Retained",
+    "ReverseReverse",
+    "ForwardReverse",
+    "ModeChoice",
+    # matrices known by their products
+    "SymmetricOperator",
+    "CurvatureOperator",
+    "as_operator",
+    # eigenpairs
+    "extreme_eigenpairs",
+    "Spectrum",
+    "Eigenpair",
+    "MissedCheck",
+    # the whole spectrum
+    "spectral_density",
+    "Density",
+    "Quadrature",
+    "trace",
+    "frobenius_norm",
+    "Estimate",
+    # what eigenpairs say: the loss along them, and spectra side by side
+    "line_search",
+    "LineSearch",
+    "slice_2d",
+    "Slice",
+    "compare",
     "Comparison",
     "ComparisonEnd",
-    "CurvatureOperator",
-    "Density",
-    "EigenTracker",
-    "Eigenpair",
-    "Estimate",
+    "gradient_overlap",
     "GradientOverlap",
     "GradientOverlapEnd",
-    "HessianError",
-    "LineSearch",
-    "Loss",
-    "MissedCheck",
-    "Mode",
-    "NegativeCurvature",
-    "Quadrature",
-    "Slice",
-    "Spectrum",
-    "SymmetricOperator",
-    "Team",
+    # during training
+    "EigenTracker",
     "TrackedPair",
-    "as_operator",
-    "compare",
-    "extreme_eigenpairs",
-    "fixed_subset",
-    "frobenius_norm",
-    "gradient_overlap",
-    "line_search",
-    "slice_2d",
-    "spectral_density",
-    "trace",
+    "NegativeCurvature",
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,23 +13,25 @@ from torch.utils.data import Dataset, Subset
 from thermoscope.errors import HessianError, LeftAloneError, reason
 
 from .empirical_risk.batch_loss import Objective
-from .products.matrices import MODES, Mode
+from .products.matrix import CurvatureMatrix
+from .products.mode import ProductMode
 from .products.symmetric import SymmetricOperator
 
 __all__ = ["Team"]
 
-_STOP, _ALONG, _GRADIENT, _CURVATURE, _MULTIPLY = range(5)
-KINDS = ("hessian", "gauss_newton", "residual")
+T = TypeVar("T", CurvatureMatrix, ProductMode)
+
+_STOP, _ALONG, _GRADIENT, _OPERATOR, _MULTIPLY = range(5)
 
 
 class _Shared(Protocol):
-    """What a team needs of a `Loss`; the operators are `hessian`, `gauss_newton` and `residual`."""
+    """What a team needs of a `Loss`."""
 
     objective: Objective
 
     def along(self, directions: Any, coefficients: Any) -> Any: ...
     def gradient(self) -> Any: ...
-    def hessian(self, mode: Mode | None = None) -> SymmetricOperator: ...
+    def operator(self, matrix: CurvatureMatrix, mode: ProductMode) -> SymmetricOperator: ...
 
 
 class Team:
@@ -43,13 +45,18 @@ class Team:
 
     Losses, gradients and products are sums over all processes. The process of rank 0 runs the solver; the
     others wait for its orders, which are numbers and tensors, never pickles. It sends its weights along.
+
+    Matrices and modes go by the numbers under which all processes know them. The library's own are known from
+    the start; one of your own is, once every process has made an operator with it before one of them leads.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None):
         self._group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self._leading = False
-        self._newest: dict[str, int] = {}  # number of the operators that all have, by kind
+        self._matrices: list[CurvatureMatrix] = []  # these two in the same order in all processes
+        self._modes: list[ProductMode] = []
+        self._newest: dict[int, int] = {}  # number of the operators that all have, by matrix
 
     def shard(self, data: Any) -> Any:
         """This process's part of a map-style `Dataset` or a list of batches: every size-th element."""
@@ -95,14 +102,37 @@ class Team:
         if self._order(objective, _GRADIENT):
             self._share_weights(objective)
 
-    def announce_curvature(self, objective: Objective, kind: str, mode: str) -> int:
-        """Let the others make the same operator; its number. They keep only the newest of its kind."""
-        if self._order(objective, _CURVATURE, KINDS.index(kind), MODES.index(mode)):
+    def know(self, matrices: Iterable[CurvatureMatrix], modes: Iterable[ProductMode]) -> None:
+        """Let orders name these by number; every process calls this."""
+        for matrix in matrices:
+            self._number(matrix, self._matrices)
+        for mode in modes:
+            self._number(mode, self._modes)
+
+    def _number(self, value: T, known: list[T]) -> int:
+        if value not in known:
+            if self._leading:
+                raise HessianError(
+                    f"the other processes do not know {value.name!r}; make an operator with it in every "
+                    "process before one of them leads."
+                )
+            known.append(value)
+        return known.index(value)
+
+    def announce_operator(
+        self, objective: Objective, matrix: CurvatureMatrix, mode: ProductMode
+    ) -> tuple[int, int]:
+        """Let the others make the same operator; its matrix's number and its own.
+
+        They keep only the newest of each matrix.
+        """
+        kind, way = self._number(matrix, self._matrices), self._number(mode, self._modes)
+        if self._order(objective, _OPERATOR, kind, way):
             self._share_weights(objective)
             self._newest[kind] = self._newest.get(kind, -1) + 1
-        return self._newest.get(kind, -1)
+        return kind, self._newest.get(kind, -1)
 
-    def announce_multiply(self, kind: str, number: int, vectors: torch.Tensor) -> None:
+    def announce_multiply(self, kind: int, number: int, vectors: torch.Tensor) -> None:
         """Let the others take part in a product.
 
         Raises:
@@ -113,7 +143,7 @@ class Team:
                 "the other processes have this operator no longer; use the newest of its kind, made while "
                 "this process leads."
             )
-        if self._order(vectors, _MULTIPLY, KINDS.index(kind), len(vectors)):
+        if self._order(vectors, _MULTIPLY, kind, len(vectors)):
             self._share(vectors)
 
     def _order(self, there: Objective | torch.Tensor, *numbers: int) -> bool:
@@ -140,7 +170,7 @@ class Team:
                     self._share(tensor)
 
     def _serve(self, loss: _Shared) -> None:
-        operators: dict[str, SymmetricOperator] = {}
+        operators: dict[int, SymmetricOperator] = {}
         objective = loss.objective
         empty: dict[str, Any] = {"device": objective.device}
         while True:
@@ -154,12 +184,12 @@ class Team:
                 loss.along(directions, self._share(torch.empty(a, b, dtype=torch.float64, **empty)))
             elif order == _GRADIENT:
                 loss.gradient()
-            elif order == _CURVATURE:
-                operators.pop(KINDS[a], None)  # before the new one takes memory
-                operators[KINDS[a]] = getattr(loss, KINDS[a])(MODES[b])
+            elif order == _OPERATOR:
+                operators.pop(a, None)  # before the new one takes memory
+                operators[a] = loss.operator(self._matrices[a], self._modes[b])
             else:
                 vectors = torch.empty(b, objective.size, dtype=objective.vector_dtype, **empty)
-                operators[KINDS[a]].multiply(self._share(vectors))
+                operators[a].multiply(self._share(vectors))
 
 
 @contextmanager

@@ -18,9 +18,13 @@ from .empirical_risk.batch_loss import Objective, non_finite
 from .empirical_risk.data_pass import Passes
 from .empirical_risk.mean_check import MeanCheck
 from .empirical_risk.parameters import flatten, split
-from .products.choose import Methods
+from .products.choose import MODES, ProductModes, product_mode
 from .products.curvature import CurvatureOperator
-from .products.matrices import Curvature, Mode, difference, gauss_newton_of, hessian_of
+from .products.functional_hessian import FunctionalHessian
+from .products.gauss_newton import GaussNewton
+from .products.hessian import Hessian
+from .products.matrix import CurvatureMatrix
+from .products.mode import ProductMode
 
 __all__ = ["Loss"]
 
@@ -88,7 +92,9 @@ class Loss:
         self.layout, self.size = self.objective.layout, self.objective.size
         self.device, self.vector_dtype = self.objective.device, self.objective.vector_dtype
         self._passes = Passes(self.objective, data, count, memory_limit, team)
-        self._methods: dict[str, Methods] = {}
+        self._modes: dict[CurvatureMatrix, ProductModes] = {}
+        if team is not None:
+            team.know([Hessian(), GaussNewton(), FunctionalHessian()], MODES)
         if check:
             self._check()
         else:
@@ -176,34 +182,41 @@ class Loss:
     def _decay(self, theta: torch.Tensor) -> float:
         return self.weight_decay / 2 * float(theta.double().square().sum()) if self.weight_decay else 0.0
 
-    def hessian(self, mode: Mode | None = None) -> CurvatureOperator:
-        """The Hessian H at the model's present weights, as a scipy `LinearOperator`.
+    def operator(self, matrix: CurvatureMatrix, mode: ProductMode | str | None = None) -> CurvatureOperator:
+        """A curvature matrix at the model's present weights, as a scipy `LinearOperator`.
 
         Args:
-            mode: how its products are computed: "linearized" (Jacobian-vector product of the gradient,
-                what does not depend on the vector kept), "retained" (gradient of gradient times vector, the
-                graphs kept), or "reverse_reverse" and "forward_reverse" (the same two, nothing kept). By
-                default the first that works and fits `memory_limit`; see `Choice`. They agree to rounding.
+            matrix: `Hessian()`, `GaussNewton()`, `FunctionalHessian()`, or one of your own.
+            mode: how its products are computed: `Linearized()` (Jacobian-vector product of the gradient,
+                what does not depend on the vector kept), `Retained()` (gradient of gradient times vector, the
+                graphs kept), `ReverseReverse()` and `ForwardReverse()` (the same two, nothing kept), one of
+                your own, or the name of one of the four, as `Spectrum.mode` records it. By default the first
+                of the four that works and fits `memory_limit`; see `ModeChoice`. They agree to rounding.
+
+        Raises:
+            HessianError: if the matrix is not a `CurvatureMatrix`, or for a mode that does not exist or does
+                not work for this loss.
         """
-        return self._operator(hessian_of(self.objective.loss), mode)
+        if not isinstance(matrix, CurvatureMatrix):
+            raise HessianError(
+                f"{matrix!r} is not a curvature matrix; give Hessian(), GaussNewton(), FunctionalHessian(), "
+                "or an instance of your own subclass of CurvatureMatrix."
+            )
+        modes = self._modes.setdefault(matrix, ProductModes(self._passes, matrix))
+        asked = None if mode is None else product_mode(mode)
+        return CurvatureOperator(modes, self._passes, asked, matrix.decay * self.weight_decay)
 
-    def gauss_newton(self, mode: Mode | None = None) -> CurvatureOperator:
+    def hessian(self, mode: ProductMode | str | None = None) -> CurvatureOperator:
+        """The Hessian H; `mode` as in `operator`."""
+        return self.operator(Hessian(), mode)
+
+    def gauss_newton(self, mode: ProductMode | str | None = None) -> CurvatureOperator:
         """The generalised Gauss-Newton matrix G = J^T (d2 loss / d outputs2) J; positive semidefinite."""
-        return self._operator(self._gauss_newton(), mode)
+        return self.operator(GaussNewton(), mode)
 
-    def residual(self, mode: Mode | None = None) -> CurvatureOperator:
+    def functional_hessian(self, mode: ProductMode | str | None = None) -> CurvatureOperator:
         """H - G: what the curvature of the model itself adds, weight decay belonging to G."""
-        return self._operator(
-            difference("residual", hessian_of(self.objective.loss), self._gauss_newton()), mode
-        )
-
-    def _gauss_newton(self) -> Curvature:
-        return gauss_newton_of(self.objective.outputs, self.objective.loss_of_outputs)
-
-    def _operator(self, curvature: Curvature, mode: Mode | None) -> CurvatureOperator:
-        methods = self._methods.setdefault(curvature.name, Methods(self._passes, curvature))
-        shift = 0.0 if curvature.name == "residual" else self.weight_decay
-        return CurvatureOperator(methods, self._passes, mode, shift)
+        return self.operator(FunctionalHessian(), mode)
 
     def _check(self) -> None:
         check = MeanCheck(self._passes)

@@ -15,8 +15,6 @@ from ..runs.schedule import Schedule
 from .checks import require_choice, require_number, require_seed, require_steps, require_whole
 
 if TYPE_CHECKING:
-    from hessian import Mode
-
     from ..figures.network.figure import Palette
 
 __all__ = ["CONTROLS", "FREE_SETTINGS", "OPTIMIZERS", "HessianSettings", "ProbeSettings", "TrainSettings"]
@@ -175,7 +173,7 @@ class HessianSettings:
         subset: share of the training set, chosen once; by default 5%, but at least 1,000 examples.
         parameters: name globs of the parameters; all if empty.
         line_searches: along how many pairs of each end.
-        mode: how products are computed, as in `Loss.hessian`; chosen by itself if None.
+        mode: how products are computed, the name of one of `hessian.MODES`; chosen by itself if None.
         density: whether the whole spectral density is estimated.
         vectors: whether eigenvectors are kept on disk.
         steps: snapshots to look at; all if empty.
@@ -192,7 +190,7 @@ class HessianSettings:
     subset: float | None = None
     parameters: tuple[str, ...] = ()
     line_searches: int = 3
-    mode: Mode | None = None
+    mode: str | None = None
     density: bool = False
     vectors: bool = True
     steps: tuple[int, ...] = ()
@@ -209,6 +207,6 @@ class HessianSettings:
         if self.mode is not None:
             from hessian import MODES
 
-            require_choice(self, "mode", MODES)
+            require_choice(self, "mode", [mode.name for mode in MODES])
         require_seed(self)
         require_steps(self)

@@ -10,7 +10,7 @@ from torch import nn
 from thermoscope.errors import HessianError
 
 from ..empirical_risk.parameters import flatten, split
-from ..products.matrices import differentiated
+from ..products.retained_graph import differentiated
 
 __all__ = ["SampleHessian"]
 

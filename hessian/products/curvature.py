@@ -1,4 +1,4 @@
-"""The Hessian, the Gauss-Newton matrix and their difference, as operators over the whole data."""
+"""A curvature matrix as an operator over the whole data."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from thermoscope.errors import HessianError
 
 from ..empirical_risk.data_pass import Passes
 from ..empirical_risk.parameters import Tensors, split
-from .choose import Methods
-from .matrices import Mode, Multiply
+from .choose import ProductModes
+from .matrix import LocalLoss, Multiply
+from .mode import ProductMode
 from .symmetric import SymmetricOperator
 
 __all__ = ["CurvatureOperator"]
-
-_KEEPS: tuple[Mode, ...] = ("retained", "linearized")
 
 
 class CurvatureOperator(SymmetricOperator):
@@ -27,24 +26,24 @@ class CurvatureOperator(SymmetricOperator):
     """
 
     @torch.inference_mode(False)
-    def __init__(self, methods: Methods, passes: Passes, mode: Mode | None, shift: float):
+    def __init__(self, modes: ProductModes, passes: Passes, mode: ProductMode | None, shift: float):
         """`shift` times the identity is added: weight decay."""
         objective = passes.objective
         super().__init__(objective.size, objective.device, objective.vector_dtype)
         self.layout = objective.layout
-        self._methods, self._passes, self._shift = methods, passes, shift
+        self._matrix, self._passes, self._shift = modes.matrix, passes, shift
         self._weights = objective.weights()
         self._kept: list[tuple[Multiply, float]] | None = None
-        self.choice = methods.choose(mode, self._weights)
-        self.mode = self.choice.mode
-        self._number = -1
+        self.choice, self._linear_map = modes.choose(mode, self._weights)
+        self.mode = self.choice.mode.name
+        self._shared = (-1, -1)
         if passes.team is not None:
-            self._number = passes.team.announce_curvature(objective, methods.curvature.name, self.choice.mode)
+            self._shared = passes.team.announce_operator(objective, modes.matrix, self.choice.mode)
 
     def multiply(self, vectors: torch.Tensor) -> torch.Tensor:
         """The products with the rows of `vectors` (k, n), as the rows of a new tensor (k, n)."""
         if self._passes.team is not None:
-            self._passes.team.announce_multiply(self._methods.curvature.name, self._number, vectors)
+            self._passes.team.announce_multiply(*self._shared, vectors)
         return super().multiply(vectors)
 
     @torch.inference_mode(False)
@@ -60,7 +59,7 @@ class CurvatureOperator(SymmetricOperator):
                     part.add_(product[name], alpha=n)
 
         with self._passes.evaluating():
-            if self.choice.mode in _KEEPS:
+            if self.choice.mode.keeps:
                 for multiply, n in self._kept_maps():
                     add(multiply, n)
             else:
@@ -69,7 +68,7 @@ class CurvatureOperator(SymmetricOperator):
         if self._shift:
             total.add_(vectors, alpha=self._shift)
         if not bool(total.isfinite().all()):
-            name = self._methods.curvature.name.replace("_", "-")
+            name = self._matrix.name.replace("_", "-")
             raise HessianError(
                 f"a product with the {name} matrix is not finite; look for overflow, or for an operation "
                 "whose second derivative is (a square root at zero, say)."
@@ -81,7 +80,7 @@ class CurvatureOperator(SymmetricOperator):
         return {name: part.to(parameters[name].dtype) for name, part in split(row, self.layout).items()}
 
     def _prepared(self, batch: Any) -> Multiply:
-        return self._methods.prepared(self.choice.mode, self._weights, batch)
+        return self._linear_map(LocalLoss(self._passes.objective, *self._weights, batch))
 
     def _kept_maps(self) -> list[tuple[Multiply, float]]:
         if self._kept is None:

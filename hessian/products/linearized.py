@@ -1,8 +1,9 @@
-"""Products at a fixed point: trace once, compute what does not depend on the vector once, and keep it."""
+"""Products at fixed weights: trace once, compute what does not depend on the vector once, and keep it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,13 +14,32 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from thermoscope.nests import children, leaves, mapped
 
 from ..empirical_risk.parameters import Tensors
+from .matrix import CurvatureMatrix, LocalLoss, Multiply
+from .mode import LinearMaps, ProductMode
+from .retained import Retained
 
-__all__ = ["Linearized", "Linearizer", "Product"]
+__all__ = ["Linearized"]
 
 aten = torch.ops.aten
 
-Product = Callable[[Tensors, Tensors, Tensors, Any], Tensors]
-"""Maps (parameters, vector, fixed state, batch) to a product that is linear in the vector."""
+
+@dataclass(frozen=True)
+class Linearized(ProductMode):
+    """Jacobian-vector product of the gradient, what does not depend on the vector kept."""
+
+    name = "linearized"
+    keeps = True
+    way = "forward over reverse"
+    checked_by = Retained()  # a trace sees less than Python does
+
+    def prepare(self, matrix: CurvatureMatrix) -> LinearMaps:
+        """The matrix's product, traced once per shape of batch."""
+        return Linearizer(matrix.product)
+
+    def measured(self, prepared: LinearMaps, loss: LocalLoss) -> tuple[Multiply, int]:
+        """The map, and the bytes of its constants."""
+        multiply: Any = prepared(loss)
+        return multiply, multiply.bytes
 
 
 class Linearizer:
@@ -29,27 +49,29 @@ class Linearizer:
     trace, so that one trace (a tenth of a second to some seconds) serves all batches of a shape.
     """
 
-    def __init__(self, product: Product):
+    def __init__(self, product: Callable[[LocalLoss, Tensors], Tensors]):
         self._product = product
         self._traces: dict[Any, tuple[GraphModule, GraphModule]] = {}
 
-    def __call__(self, parameters: Tensors, fixed: Tensors, batch: Any) -> Linearized:
-        """The linear map v -> product(parameters, v, fixed, batch).
+    def __call__(self, loss: LocalLoss) -> LinearizedMap:
+        """The linear map vector -> product(loss, vector).
 
         Raises:
             Exception: whatever torch raises where an operation has no forward derivative, or the model's
                 path depends on the values of its tensors.
         """
+        parameters, fixed, batch = loss.parameters, loss.fixed, loss.batch
         key = _signature((dict(parameters), dict(fixed), batch))
         if key not in self._traces:
-            self._traces[key] = self._trace(parameters, fixed, batch)
+            self._traces[key] = self._trace(loss)
         before, after = self._traces[key]
+        inputs = [*parameters.values(), *fixed.values(), *leaves(batch)]
         with torch.no_grad():
-            kept = before(*parameters.values(), *fixed.values(), *leaves(batch, torch.Tensor))
-        inputs = [*parameters.values(), *fixed.values(), *leaves(batch, torch.Tensor)]
-        return Linearized(after, kept, list(parameters), _bytes(kept, inputs))
+            kept = before(*inputs)
+        return LinearizedMap(after, kept, list(parameters), _bytes(kept, inputs))
 
-    def _trace(self, parameters: Tensors, fixed: Tensors, batch: Any) -> tuple[GraphModule, GraphModule]:
+    def _trace(self, loss: LocalLoss) -> tuple[GraphModule, GraphModule]:
+        parameters, fixed, batch = loss.parameters, loss.fixed, loss.batch
         names, fixed_names = list(parameters), list(fixed)
 
         def flat(*tensors: torch.Tensor) -> list[torch.Tensor]:
@@ -57,7 +79,8 @@ class Linearizer:
             v = {name: next(rest) for name in names}
             p = {name: next(rest) for name in names}
             f = {name: next(rest) for name in fixed_names}
-            product = self._product(p, v, f, mapped(batch, torch.Tensor, lambda _: next(rest)))
+            there = replace(loss, parameters=p, fixed=f, batch=mapped(batch, lambda _: next(rest)))
+            product = self._product(there, v)
             return [product[name] for name in names]
 
         vectors = [torch.zeros_like(p) for p in parameters.values()]  # inputs must be distinct tensors
@@ -71,7 +94,7 @@ class Linearizer:
         return _cut(trace, vectors=len(names))
 
 
-class Linearized:
+class LinearizedMap:
     """A linear map whose constants are kept.
 
     Attributes:

@@ -144,7 +144,7 @@ def variant(name: str, case: Case, model: nn.Module) -> tuple[Callable[[], torch
         product = peer.dataloader_hv_product
         return with_math_attention(lambda: torch.cat([p.flatten() for p in product(parts)[1]])), ""
     ours = Loss(model, F.cross_entropy, data).hessian(None if name == "ours" else name)
-    return lambda: ours.multiply(vector[None])[0], f"chose {ours.choice.mode}" if name == "ours" else ""
+    return lambda: ours.multiply(vector[None])[0], f"chose {ours.mode}" if name == "ours" else ""
 
 
 def with_math_attention(run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:

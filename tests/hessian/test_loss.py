@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from hessian import HessianError, Loss, fixed_subset
+from hessian import ForwardReverse, HessianError, Loss, ReverseReverse, fixed_subset
 from hessian.empirical_risk.memory import default_limit, ran_out
 
 from .cases import CASES, Case, dense
@@ -59,11 +59,13 @@ def test_block_of_parameters_is_a_block_of_the_hessian() -> None:
     np.testing.assert_allclose(loss.hessian() @ np.eye(loss.size), matrix[block, block], atol=1e-12)
 
 
-def test_gauss_newton_and_residual_add_up_to_the_hessian(case: Case) -> None:
+def test_gauss_newton_and_functional_hessian_add_up_to_the_hessian(case: Case) -> None:
     _, _, matrix = dense(case, case.model())
     loss = case.loss()
     gauss_newton = loss.gauss_newton() @ np.eye(loss.size)
-    np.testing.assert_allclose(gauss_newton + loss.residual() @ np.eye(loss.size), matrix, atol=1e-12)
+    np.testing.assert_allclose(
+        gauss_newton + loss.functional_hessian() @ np.eye(loss.size), matrix, atol=1e-12
+    )
     np.testing.assert_allclose(gauss_newton, gauss_newton.T, atol=1e-12)
     assert np.linalg.eigvalsh(gauss_newton).min() > -1e-12
 
@@ -73,7 +75,7 @@ def test_gauss_newton_of_a_linear_model_is_its_hessian() -> None:
     loss = case.loss()
     _, _, matrix = dense(case, case.model())
     np.testing.assert_allclose(loss.gauss_newton("forward_reverse") @ np.eye(15), matrix, atol=1e-14)
-    np.testing.assert_allclose(loss.residual() @ np.eye(15), 0, atol=1e-14)
+    np.testing.assert_allclose(loss.functional_hessian() @ np.eye(15), 0, atol=1e-14)
 
 
 def test_analytic_hessian_of_least_squares() -> None:
@@ -92,7 +94,9 @@ def test_weight_decay_is_part_of_loss_gradient_and_hessian() -> None:
     np.testing.assert_allclose(decayed.gradient(), plain.gradient() + 0.3 * theta, atol=1e-13)
     eye = np.eye(plain.size)
     np.testing.assert_allclose(decayed.hessian() @ eye, plain.hessian() @ eye + 0.3 * eye, atol=1e-13)
-    np.testing.assert_allclose(decayed.residual() @ eye, plain.residual() @ eye, atol=1e-13)
+    np.testing.assert_allclose(
+        decayed.functional_hessian() @ eye, plain.functional_hessian() @ eye, atol=1e-13
+    )
 
 
 def test_float32_model_computes_in_float64_on_request_and_stays_as_it_is() -> None:
@@ -125,7 +129,7 @@ def test_batches_are_split_to_fit_the_memory_with_the_same_result() -> None:
 def test_modes_that_keep_much_are_not_taken_beyond_the_memory_limit() -> None:
     case = CASES[2]
     choice = case.loss(memory_limit=2_000).hessian().choice
-    assert choice.mode in ("forward_reverse", "reverse_reverse")
+    assert choice.mode in (ForwardReverse(), ReverseReverse())
     assert "would keep" in choice.refused["retained"]
     assert "would keep" in choice.refused["linearized"]
 
@@ -220,8 +224,9 @@ def test_weights_are_read_at_each_call_and_an_operator_keeps_its_own() -> None:
 def test_one_trace_serves_all_batches_of_a_shape() -> None:
     case = CASES[0]
     loss = Loss(case.model(), F.cross_entropy, case.batches((6, 6, 6, 2)))
-    _ = loss.hessian("linearized") @ np.ones(loss.size)
-    assert len(loss._methods["hessian"]._linearizer._traces) == 2  # 6 and 2 examples
+    operator = loss.hessian("linearized")
+    _ = operator @ np.ones(loss.size)
+    assert len(operator._linear_map._traces) == 2  # 6 and 2 examples
 
 
 def test_a_model_whose_code_has_changed_is_traced_anew() -> None:

@@ -15,9 +15,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from hessian import HessianError, Loss
+from hessian import MODES, HessianError, Linearized, Loss, ProductMode, Retained, ReverseReverse
 from hessian.empirical_risk.evaluating import _PlainWeightNorm
-from hessian.products.matrices import MODES
 
 from .cases import CASES, Case, dense
 
@@ -40,7 +39,7 @@ def test_the_order_of_preference_is_that_of_operations(case: Case) -> None:
         costs.append(operations(lambda op=operator, v=vector: op.multiply(v)))
     linearized, retained, reverse, forward = costs
     assert linearized <= retained < reverse <= 1.05 * forward
-    assert loss.hessian().choice.mode == "linearized"
+    assert loss.hessian().choice.mode == Linearized()
 
 
 def test_no_zeros_are_made_and_added() -> None:
@@ -96,7 +95,7 @@ def test_the_choice_looks_at_a_few_examples_only() -> None:
 def test_the_choice_says_why() -> None:
     loss = CASES[2].loss()
     choice = loss.hessian().choice
-    assert choice.mode == "linearized"
+    assert choice.mode == Linearized()
     assert choice.refused == {}
     assert choice.difference is not None
     assert choice.difference < 1e-12
@@ -122,7 +121,7 @@ def test_what_is_kept_may_fill_the_memory_but_no_more() -> None:
         loss = case.loss(memory_limit=limit)
         loss._passes._piece = 2**62  # the batches as they are
         modes.append(loss.hessian().choice.mode)
-    assert modes == ["linearized", "retained", "retained", "reverse_reverse"]
+    assert modes == [Linearized(), Retained(), Retained(), ReverseReverse()]
 
 
 def test_retained_is_next_where_linearizing_is_impossible() -> None:
@@ -136,7 +135,7 @@ def test_retained_is_next_where_linearizing_is_impossible() -> None:
 
     loss = Case("branch", Branch, (4,)).loss()
     choice = loss.hessian().choice
-    assert choice.mode == "retained"
+    assert choice.mode == Retained()
     assert list(choice.refused) == ["linearized"]
     assert choice.difference is None
 
@@ -160,7 +159,7 @@ def test_a_forward_derivative_that_disagrees_with_two_reverse_ones_is_not_used()
         for mine, its in zip(model.parameters(), loss.objective.model.parameters(), strict=True):
             mine.copy_(its)
     operator = loss.hessian()
-    assert operator.choice.mode == "retained"
+    assert operator.choice.mode == Retained()
     assert "differs from reverse over reverse by" in operator.choice.refused["linearized"]
     assert operator.choice.difference == pytest.approx(2e-3, rel=0.9)
     np.testing.assert_allclose(operator @ np.eye(loss.size), dense(CASES[0], model)[2], atol=1e-12)
@@ -169,13 +168,13 @@ def test_a_forward_derivative_that_disagrees_with_two_reverse_ones_is_not_used()
 @pytest.mark.parametrize(
     ("dtype", "factor", "mode"),
     [
-        (torch.float64, 1 + 1e-9, "linearized"),
-        (torch.float64, 1 + 1e-6, "retained"),
-        (torch.float32, 1 + 1e-4, "linearized"),
-        (torch.float32, 1 + 1e-2, "retained"),
+        (torch.float64, 1 + 1e-9, Linearized()),
+        (torch.float64, 1 + 1e-6, Retained()),
+        (torch.float32, 1 + 1e-4, Linearized()),
+        (torch.float32, 1 + 1e-2, Retained()),
     ],
 )
-def test_both_ways_may_differ_by_rounding(dtype: torch.dtype, factor: float, mode: str) -> None:
+def test_both_ways_may_differ_by_rounding(dtype: torch.dtype, factor: float, mode: ProductMode) -> None:
     case = Case("two-faced", lambda: TwoFaced(factor), (4,))
     loss = Loss(case.model(dtype), case.loss_fn, case.batches(dtype=dtype))
     assert loss.hessian().choice.mode == mode
@@ -254,22 +253,23 @@ def test_gauss_newton_where_torch_lacks_a_forward_derivative(case: Case, limit: 
     expected = (jacobian.T @ middle @ jacobian).numpy()
     with _PlainWeightNorm():  # checked by finite differences below
         whole = torch.autograd.functional.hessian(lambda v: case.loss_fn(outputs(v), y), theta).numpy()
-    gauss_newton, residual = loss.gauss_newton(), loss.residual()
+    gauss_newton, residual = loss.gauss_newton(), loss.functional_hessian()
     if limit is not None:
-        assert gauss_newton.choice.mode == "reverse_reverse"
+        assert gauss_newton.choice.mode == ReverseReverse()
     eye = np.eye(loss.size)
     np.testing.assert_allclose(gauss_newton @ eye, expected, atol=1e-12)
     np.testing.assert_allclose(residual @ eye, whole - expected, atol=1e-12)
     np.testing.assert_allclose(loss.hessian() @ eye, whole, atol=1e-12)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_gauss_newton_and_residual_in_every_mode(mode: str) -> None:
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+def test_gauss_newton_and_functional_hessian_in_every_mode(mode: ProductMode) -> None:
     case = CASES[0]
     loss = case.loss_of(case.batches((7, 7)))
     vectors = np.random.default_rng(0).standard_normal((loss.size, 2))
     whole = loss.hessian(mode) @ vectors
-    gauss_newton, residual = loss.gauss_newton(mode) @ vectors, loss.residual(mode) @ vectors
+    gauss_newton = loss.gauss_newton(mode) @ vectors
+    residual = loss.functional_hessian(mode) @ vectors
     np.testing.assert_allclose(gauss_newton, loss.gauss_newton() @ vectors, atol=1e-13)
     np.testing.assert_allclose(gauss_newton + residual, whole, atol=1e-13)
     assert np.abs(residual).max() > 1e-3
@@ -277,8 +277,9 @@ def test_gauss_newton_and_residual_in_every_mode(mode: str) -> None:
 
 def test_a_mode_that_is_asked_for_is_taken_and_a_wrong_one_named() -> None:
     loss = CASES[1].loss()
-    for mode in ("linearized", "retained", "reverse_reverse"):
-        assert loss.hessian(mode).choice.mode == mode
+    for mode in MODES[:3]:
+        assert loss.hessian(mode).choice.mode == loss.hessian(mode.name).choice.mode == mode
+        assert loss.hessian(mode).mode == mode.name
     with pytest.raises(
         HessianError, match=r"mode 'forward_reverse' does not work for this loss \(RuntimeError"
     ):
@@ -310,4 +311,4 @@ def test_weight_norm_has_the_hessian_that_finite_differences_see(old: bool) -> N
         columns.append((ends[0] - ends[1]) / (2 * step))
     torch.nn.utils.vector_to_parameters(theta, model.parameters())
     np.testing.assert_allclose(loss.hessian() @ np.eye(loss.size), np.array(columns), atol=1e-8)
-    assert loss.hessian().choice.mode == "linearized"
+    assert loss.hessian().choice.mode == Linearized()
