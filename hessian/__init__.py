@@ -30,7 +30,10 @@ from .products.reverse_reverse import ReverseReverse
 from .products.symmetric import SymmetricOperator, as_operator
 from .spectrum.density import Density, Quadrature, spectral_density
 from .spectrum.eigenpairs import extreme_eigenpairs
+from .spectrum.eigsh import Eigsh
+from .spectrum.lanczos import Lanczos
 from .spectrum.results import Eigenpair, MissedCheck, Spectrum
+from .spectrum.solver import EigenProblem, EigenSolution, EigenSolver
 from .spectrum.trace import Estimate, frobenius_norm, trace
 
 __all__ = [
@@ -62,6 +65,12 @@ __all__ = [
     "Spectrum",
     "Eigenpair",
     "MissedCheck",
+    # solvers; `EigenSolver` is for one of your own, which turns an `EigenProblem` into an `EigenSolution`
+    "EigenSolver",
+    "Lanczos",
+    "Eigsh",
+    "EigenProblem",
+    "EigenSolution",
     # the whole spectrum
     "spectral_density",
     "Density",

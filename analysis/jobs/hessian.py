@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from hessian import (
     Eigenpair,
+    Lanczos,
     LineSearch,
     Loss,
     Spectrum,
@@ -118,7 +119,7 @@ class _Job:
             settings.smallest,
             tol=settings.tol,
             seed=settings.seed,
-            save_to=run.path / "spectra" / f"step_{step:08d}.unfinished.npz",
+            solver=Lanczos(save_to=run.path / "spectra" / f"step_{step:08d}.unfinished.npz"),
             progress=self._progress,
         )
         run.log_scalars({"hessian/loss": self.loss.value(), "hessian/examples": self.loss.examples}, step)

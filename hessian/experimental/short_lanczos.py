@@ -56,7 +56,7 @@ def short_lanczos(
         if j + 1 == products or not left > _ROUNDING * size:
             break
         basis[j + 1] = image / left
-    # By torch, for the reason in `Lanczos.ritz`.
+    # By torch, for the reason in `KrylovBasis.ritz`.
     pairs = torch.linalg.eigh(torch.as_tensor(projected[: j + 1, : j + 1]))
     values, coefficients = (part.numpy() for part in pairs)
     vectors = torch.as_tensor(coefficients[:, [0, -1]].T).to(basis) @ basis[: j + 1]

@@ -30,7 +30,6 @@ def checked_goal(
     smallest: int,
     tol: float,
     rtol: float,
-    max_products: int | None,
 ) -> Goal:
     """The goal, if it can be reached.
 
@@ -56,18 +55,23 @@ def checked_goal(
         raise HessianError(f"tol={tol} is a share of the spectrum's width; it has to lie between 0 and 1.")
     if not rtol > 0:
         raise HessianError(f"rtol={rtol} is a share of an eigenvalue; it has to be positive (or inf).")
+    return Goal(largest, smallest, tol, min(rtol, 1 / operator.eps), 10 * operator.eps)
+
+
+def product_limit(goal: Goal, max_products: int | None) -> int:
+    """How many products there may be: by default so many that only a hopeless search meets the limit.
+
+    Raises:
+        HessianError: for a budget that is too small for the goal.
+    """
+    wanted = goal.wanted
     if max_products is not None and max_products < wanted + CERTIFICATE:
         raise HessianError(
             f"max_products={max_products} is too few for {wanted} eigenpairs: every pair takes a product to "
             f"be found, and all together {CERTIFICATE} for their residuals; allow at least "
             f"{wanted + CERTIFICATE}."
         )
-    return Goal(largest, smallest, tol, min(rtol, 1 / operator.eps), 10 * operator.eps)
-
-
-def product_limit(goal: Goal, max_products: int | None) -> int:
-    """How many products there may be: by default so many that only a hopeless search meets the limit."""
-    return 1000 + 100 * goal.wanted if max_products is None else max_products
+    return 1000 + 100 * wanted if max_products is None else max_products
 
 
 def basis_capacity(operator: SymmetricOperator, wanted: int, max_basis: int | None) -> int:

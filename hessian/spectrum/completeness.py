@@ -10,7 +10,7 @@ import torch
 
 from .counted import Products
 from .goal import Goal, Span
-from .lanczos import Lanczos, Ritz, ends
+from .krylov_basis import KrylovBasis, Ritz, ends
 from .rayleigh_ritz import Block, polished, rayleigh_ritz
 from .results import MissedCheck
 from .tall import Matrix
@@ -90,7 +90,7 @@ class MissedSearch:
     def _round(self) -> bool:
         """Whether it found (and added) missed pairs."""
         before, vectors = self._multiply.count, self.block.vectors
-        lanczos = Lanczos(
+        lanczos = KrylovBasis(
             self._multiply,
             vectors.shape[1],
             self._capacity,
@@ -125,7 +125,7 @@ class MissedSearch:
         finally:
             self.products += self._multiply.count - before
 
-    def _search(self, lanczos: Lanczos) -> Matrix:
+    def _search(self, lanczos: KrylovBasis) -> Matrix:
         """Coefficients of the Ritz vectors beyond the wanted pairs, one per column."""
         goal, values, begin = self._goal, self.block.values, self._multiply.count
         while True:
@@ -158,7 +158,7 @@ class MissedSearch:
                 lanczos.restart(ritz, ends(lanczos.size, extra, extra))
 
     def _clear(
-        self, lanczos: Lanczos, ritz: Ritz, lower: float, upper: float, margin: float, spent: int
+        self, lanczos: KrylovBasis, ritz: Ritz, lower: float, upper: float, margin: float, spent: int
     ) -> bool:
         """Whether a round that sees nothing between `lower` and `upper` may end."""
         doubt = self._doubt(lanczos, ritz)
@@ -167,7 +167,7 @@ class MissedSearch:
         extreme = ritz.residuals[ends(len(ritz.values), bool(self._goal.largest), bool(self._goal.smallest))]
         return spent >= _LEAST and (self._goal.tol > _TIGHT or float(extreme.max()) <= margin)
 
-    def _note(self, lanczos: Lanczos, ritz: Ritz, beyond: npt.NDArray[np.int64]) -> None:
+    def _note(self, lanczos: KrylovBasis, ritz: Ritz, beyond: npt.NDArray[np.int64]) -> None:
         """Remember the extremes of what is not about to be added to the pairs."""
         left = np.setdiff1d(np.arange(len(ritz.values)), beyond)
         self.beyond = np.stack([ritz.values, ritz.residuals], 1)[left]
@@ -176,7 +176,7 @@ class MissedSearch:
         gap = doubt / self.span.width if self.span.width else doubt
         self._seen = float(values[0]), float(values[-1]), float(gap)
 
-    def _doubt(self, lanczos: Lanczos, ritz: Ritz) -> float:
+    def _doubt(self, lanczos: KrylovBasis, ritz: Ritz) -> float:
         """With probability 0.99, no eigenvalue in the complement is farther outside the Ritz values."""
         if lanczos.exhausted:
             return 0.0

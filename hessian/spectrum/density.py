@@ -16,7 +16,7 @@ from thermoscope.errors import HessianError
 from ..products.symmetric import SymmetricOperator, as_operator
 from .arguments import seeded
 from .counted import Products
-from .lanczos import Lanczos
+from .krylov_basis import KrylovBasis
 from .trace import Estimate
 
 __all__ = ["Density", "Quadrature", "spectral_density"]
@@ -223,7 +223,7 @@ def _quadrature(
     generator: torch.Generator,
     bar: tqdm[Any],
 ) -> Quadrature:
-    lanczos = Lanczos(
+    lanczos = KrylovBasis(
         products,
         operator.shape[0],
         steps,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from .arguments import CERTIFICATE
 from .counted import Products
 from .goal import Goal, Span
-from .lanczos import Lanczos, Ritz, ends
+from .krylov_basis import KrylovBasis, Ritz, ends
 from .rayleigh_ritz import Block
 from .tall import Matrix
 
@@ -31,7 +31,7 @@ _TINY = float(np.finfo(np.float64).tiny)
 
 
 def grow(
-    lanczos: Lanczos, goal: Goal, span: Span, products: Products, save: Callable[[bool], None]
+    lanczos: KrylovBasis, goal: Goal, span: Span, products: Products, save: Callable[[bool], None]
 ) -> tuple[Ritz, bool]:
     """Let the basis grow until the wanted values stand still, with small residuals.
 
@@ -78,7 +78,7 @@ def grow(
             save(False)
 
 
-def wanted_pairs(lanczos: Lanczos, ritz: Ritz, goal: Goal) -> tuple[Block, Matrix | None]:
+def wanted_pairs(lanczos: KrylovBasis, ritz: Ritz, goal: Goal) -> tuple[Block, Matrix | None]:
     """The wanted Ritz pairs; (value, residual) of the next ones, None if no more are known."""
     count = len(ritz.values)
     kept = goal.ends(count)
@@ -98,7 +98,7 @@ def _still(history: list[tuple[int, Matrix]], most: float) -> bool:
     return bool(before) and float(np.abs(values - before[-1]).max()) <= most
 
 
-def _kept(lanczos: Lanczos, goal: Goal) -> npt.NDArray[np.int64]:
+def _kept(lanczos: KrylovBasis, goal: Goal) -> npt.NDArray[np.int64]:
     """Which Ritz vectors stay at a restart: the wanted ones, and more at each end that speed them up."""
     extra = int(_KEEP * (lanczos.capacity - goal.wanted))
     upper = round(extra * goal.largest / goal.wanted)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .lanczos import ends
+from .krylov_basis import ends
 from .tall import Matrix
 
 __all__ = ["Goal", "Span"]

@@ -1,279 +1,259 @@
-"""Thick-restart Lanczos: a basis that grows by one product at a time and shrinks to what it is wanted for."""
+"""Our own solver: a thick-restart Lanczos run for both ends, a certificate, and a search for missed pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from thermoscope.errors import HessianError
 
-from .tall import Matrix, combine, combine_in_place, inner, subtract
+from .arguments import CERTIFICATE, basis_capacity, product_limit
+from .checkpoint import Arrays, SavedRun
+from .completeness import MissedSearch
+from .first_run import grow, wanted_pairs
+from .goal import Span
+from .krylov_basis import KrylovBasis
+from .rayleigh_ritz import Block, certified, polished, rayleigh_ritz
+from .solver import EigenProblem, EigenSolution, EigenSolver
+from .tall import Matrix
 
-__all__ = ["Lanczos", "Ritz", "check_symmetry", "ends"]
-
-Multiply = Callable[[torch.Tensor], torch.Tensor]
+__all__ = ["Lanczos"]
 
 
 @dataclass(frozen=True)
-class Ritz:
-    """The eigenpairs of the projected matrix: estimates of those of the operator.
+class Lanczos(EigenSolver):
+    """Thick-restart Lanczos (Wu and Simon 2000) with full orthogonalisation: one run serves both ends.
 
-    Attributes:
-        values: ascending, shape (m,).
-        coefficients: of the Ritz vectors in the basis, one per column, shape (m, m).
-        residuals: ||A y - value y|| as Lanczos knows it, without a product; shape (m,).
-        scale: the largest ||A v|| seen: a lower bound of the operator's norm.
-    """
-
-    values: Matrix
-    coefficients: Matrix
-    residuals: Matrix
-    scale: float
-
-    @property
-    def width(self) -> float:
-        """The largest Ritz value minus the smallest."""
-        return float(self.values[-1] - self.values[0])
-
-
-def ends(size: int, largest: int, smallest: int) -> npt.NDArray[np.int64]:
-    """Where the `smallest` first and the `largest` last of `size` ascending values are; no index twice."""
-    largest = min(largest, size)
-    return np.concatenate([np.arange(min(smallest, size - largest)), np.arange(size - largest, size)])
-
-
-def check_symmetry(difference: float, scale: float, eps: float) -> None:
-    """Whether <A u, v> and <u, A v> differ by rounding only, u and v of length 1.
+    It goes on until the wanted values have stood still; two products with random combinations of the vectors
+    then certify all residuals (see `rayleigh_ritz.certified`), or, if they do not, one product for each measures
+    them. A second run of 20 products looks for pairs that the first has missed. Ctrl-C returns
+    the pairs so far.
 
     Args:
-        difference: between the two.
-        scale: the norm of A, as far as known.
-        eps: relative rounding of a product. Half of its digits may be lost.
-
-    Raises:
-        HessianError: if not.
-    """
-    if difference > eps**0.5 * scale:
-        raise HessianError(
-            f"the operator is not symmetric: <A u, v> and <u, A v> differ by {difference / scale:.1e} of its "
-            f"norm (rounding explains {eps**0.5:.0e} at most); of a matrix A, (A + A.T) / 2 is symmetric."
-        )
-
-
-class Lanczos:
-    """An orthonormal basis V, grown as a Krylov space, and the operator A seen in it, V A V^T.
-
-    Invariant: A V^T = V^T T + next coupling^T, with T the projected matrix (m, m), `next` the unit vector
-    that is multiplied next, and `coupling` (m,). In plain Lanczos coupling = (0, ..., 0, beta); after a
-    restart (Wu and Simon 2000) it is dense. Neither needs code of its own: T's next column is what
-    orthogonalising the next product against the whole basis measures anyway.
-
-    The invariant says that <next, A v> = coupling . v before `next` is multiplied, and the product then says
-    what <A next, v> is: each step is a test of the operator's symmetry, for nothing.
-
-    Args:
-        multiply: the product with a block of rows.
-        size: n.
-        capacity: the most basis vectors before a restart.
-        generator: on the CPU, for the start vector and for a new direction when the space is exhausted.
-        locked: orthonormal rows (p, n): everything happens in their orthogonal complement.
-        eps: relative rounding of a product; by default that of `dtype`.
+        max_products: a budget; when it is used up, the pairs are returned as they are. By default 1,000 and
+            100 per pair. At least one per pair and two more.
+        max_basis: Lanczos vectors kept in memory; more of them save products. By default 160, or three times
+            the pairs and 40, or all of a space of up to 400 dimensions, if that fits into 2 GiB.
+        check: look for missed pairs.
+        save_to: a file for the state of an unfinished run: written at every restart, about every minute, and
+            when anything ends the run early; the same call then continues from it. Removed at the end.
     """
 
-    def __init__(
-        self,
-        multiply: Multiply,
-        size: int,
-        capacity: int,
-        *,
-        generator: torch.Generator,
-        dtype: torch.dtype,
-        device: torch.device,
-        locked: torch.Tensor | None = None,
-        eps: float | None = None,
-    ):
-        self._multiply, self._generator = multiply, generator
-        self._eps = torch.finfo(dtype).eps if eps is None else eps
-        self.locked = 0 if locked is None else len(locked)
-        self.capacity = min(capacity, size - self.locked)
-        rows = min(self.locked + self.capacity + 1, size)
-        self._rows = torch.empty(rows, size, dtype=dtype, device=device)
-        if locked is not None:
-            self._rows[: self.locked] = locked
-        self.size = 0  # vectors whose product is in `projected`; the next one is already in its row
-        self.projected: Matrix = np.zeros((self.capacity, self.capacity))
-        self.coupling: Matrix = np.zeros(0)
-        self.scale = 0.0
-        self.restarts = 0
-        self.intact = True
+    name = "lanczos"
 
-    @property
-    def dimension(self) -> int:
-        """n."""
-        return int(self._rows.shape[1])
+    max_products: int | None = None
+    max_basis: int | None = None
+    check: bool = True
+    save_to: str | os.PathLike[str] | None = None
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether the basis spans the whole space: the Ritz pairs are then the eigenpairs."""
-        return self.locked + self.size == self._rows.shape[1]
-
-    @property
-    def full(self) -> bool:
-        """Whether `restart` has to come before the next step."""
-        return self.size == self.capacity
-
-    def begin(self, vector: torch.Tensor | None = None) -> None:
-        """Start from a vector (n,), or a random one; in the complement of the locked rows."""
-        if vector is None or not self._place_next(vector.to(self._rows), 0.0):
-            self._place_random()
-
-    def step(self) -> None:
-        """One product: the basis has one vector more.
+    def solve(self, problem: EigenProblem) -> EigenSolution:
+        """The wanted pairs, converged or not.
 
         Raises:
-            HessianError: if it shows that the operator is not symmetric, or is another one each time.
+            HessianError: if the budget or the basis is too small for the request, or if `save_to` is damaged
+                or belongs to another computation.
         """
-        end = self.locked + self.size + 1
-        product = self._multiply(self._rows[end - 1 : end])[0]
-        column, rest = _orthogonalise(product, self._rows[:end])
-        self.scale = max(self.scale, float(np.hypot(np.linalg.norm(column), rest)))
-        column = column[self.locked :]
-        self._check_symmetry(float(np.linalg.norm(column[:-1] - self.coupling)), self._rows[end - 1 : end])
-        self.projected[: self.size + 1, self.size] = column
-        self.projected[self.size, : self.size + 1] = column
-        coupling = np.zeros(self.size + 1)
-        if end < self._rows.shape[1]:
-            # A remainder at the level of rounding is no direction: the basis is an invariant subspace.
-            if rest > 10 * self._eps * self.scale:
-                self._rows[end] = product / rest
-                coupling[-1] = rest
-            else:
-                self._place_random(end)
-        self.size, self.coupling = self.size + 1, coupling
+        goal, operator = problem.goal, problem.operator
+        problem.multiply.limit = product_limit(goal, self.max_products)
+        capacity = basis_capacity(operator, goal.wanted, self.max_basis)
+        saved = None
+        if self.save_to is not None:
+            request = {
+                "size": problem.size, "dtype": str(operator.vector_dtype), "largest": goal.largest,
+                "smallest": goal.smallest, "tol": goal.tol, "rtol": goal.rtol, "basis": capacity,
+                "seed": problem.seed, "method": self.name,
+            }  # fmt: skip
+            saved = SavedRun(self.save_to, request)
+        run = _Run(problem, capacity, saved)
+        run.finish(self.check)
+        return run.solution()
 
-    def ritz(self) -> Ritz:
-        """The Ritz pairs of the basis so far, in float64."""
-        # By torch: the threads of NumPy's own BLAS would go on spinning for a while, in the way of the next
-        # product, which then takes twice as long.
-        projected = torch.as_tensor(self.projected[: self.size, : self.size])
-        values, coefficients = (part.numpy() for part in torch.linalg.eigh(projected))
-        return Ritz(values, coefficients, np.abs(self.coupling @ coefficients), self.scale)
 
-    def vectors(self, coefficients: Matrix) -> torch.Tensor:
-        """The Ritz vectors with these coefficients (m, p), as new rows (p, n)."""
-        return combine(self._basis, coefficients)
+class _Run:
+    """One computation, and all of it that an interrupt or a failure must not lose."""
 
-    def products(self, ritz: Ritz, vectors: torch.Tensor, which: npt.NDArray[np.int64]) -> torch.Tensor:
-        """A times the Ritz `vectors` at the indices `which`, as the invariant has it: without a product."""
-        values = torch.as_tensor(ritz.values[which], dtype=vectors.dtype, device=vectors.device)
-        products = vectors * values[:, None]
-        end = self.locked + self.size
-        if end < len(self._rows):
-            coupling = torch.as_tensor(self.coupling @ ritz.coefficients[:, which]).to(vectors)
-            products.addr_(coupling, self._rows[end])
-        return products
+    def __init__(self, problem: EigenProblem, capacity: int, saved: SavedRun | None):
+        self._problem, self._capacity, self._saved = problem, capacity, saved
+        self._operator, self._goal, self._products = problem.operator, problem.goal, problem.multiply
+        self._generator = problem.generator()
+        self._lanczos: KrylovBasis | None = None
+        self._block: Block | None = None
+        self._beyond: Matrix | None = None  # (value, residual) next to the wanted ones, (0 to 2, 2)
+        self._residuals: Literal["measured", "certified", "estimated"] = "estimated"
+        self._search: MissedSearch | None = None
+        self._span = Span()
+        self._interrupted = False
+        self._breakdown: dict[str, float] = {}
 
-    def restart(self, ritz: Ritz, keep: npt.NDArray[np.int64]) -> None:
-        """Replace the basis by the Ritz vectors at the indices `keep`; the next vector stays the next."""
-        self.intact = False
-        coefficients, end = ritz.coefficients[:, keep], self.locked + self.size
-        combine_in_place(self._basis, coefficients)
-        coupling = self.coupling @ coefficients
-        self._rows[self.locked + len(keep)] = self._rows[end]
-        self.projected[:] = 0
-        self.projected[: len(keep), : len(keep)] = np.diag(ritz.values[keep])
-        self.size, self.coupling = len(keep), coupling
-        self.restarts += 1
-        self.intact = True
-
-    def state(self) -> dict[str, npt.NDArray[Any]]:
-        """Everything `load_state` needs to continue, as arrays."""
-        used = slice(self.locked, min(self.locked + self.size + 1, len(self._rows)))
-        return {
-            "basis": self._rows[used].cpu().numpy(),
-            "projected": self.projected[: self.size, : self.size],
-            "coupling": self.coupling,
-            "scale": np.array(self.scale),
-            "restarts": np.array(self.restarts),
-        }
-
-    def load_state(self, state: dict[str, npt.NDArray[Any]]) -> None:
-        """Continue where `state` was taken."""
-        basis = torch.as_tensor(state["basis"])
-        self._rows[self.locked : self.locked + len(basis)] = basis
-        self.size = len(state["coupling"])
-        self.projected[: self.size, : self.size] = state["projected"]
-        self.coupling = np.asarray(state["coupling"], np.float64)
-        self.scale, self.restarts = float(state["scale"]), int(state["restarts"])
-
-    def change(self) -> float:
-        """How far the invariant is from true for the sum of the basis vectors; costs a product."""
-        weights = np.full(self.size, self.size**-0.5)
-        end = self.locked + self.size
-        vector = self.vectors(weights[:, None])
-        product = self._multiply(vector)[0]
-        expected = torch.as_tensor(self.projected[: self.size, : self.size] @ weights, device=product.device)
-        _, square = subtract(product, self._basis, expected)
-        if end < len(self._rows):
-            next_weight = torch.as_tensor([self.coupling @ weights], device=product.device)
-            _, square = subtract(product, self._rows[end : end + 1], next_weight)
-        return float(square.sqrt())
-
-    def _check_symmetry(self, difference: float, row: torch.Tensor) -> None:
+    def finish(self, check: bool) -> None:
+        """Go on to the end, or until Ctrl-C if there are pairs by then."""
+        self._begin()
+        finished = False
         try:
-            check_symmetry(difference, self.scale, self._eps)
-        except HessianError:
-            change = float((self._multiply(row) - self._multiply(row)).double().norm())
-            if change > self._eps**0.5 * self.scale:
-                raise HessianError(
-                    f"two products of the operator with one vector differ by {change / self.scale:.1e} of "
-                    f"its norm; switch off whatever is random in it, and give it data that stay the same."
-                ) from None
-            raise
+            finished = self._converge() and (not check or self._look_for_missed())
+        except KeyboardInterrupt:
+            self._interrupted = True
+            if self._block is None and not (self._lanczos and self._lanczos.intact and self._lanczos.size):
+                raise
+        finally:
+            if self._saved is not None:
+                if finished:
+                    self._saved.remove()
+                else:
+                    self._save()
 
-    @property
-    def _basis(self) -> torch.Tensor:
-        return self._rows[self.locked : self.locked + self.size]
+    def solution(self) -> EigenSolution:
+        """What is known, converged or not."""
+        block, beyond, check = self._block, self._beyond, None
+        if self._search is not None:
+            block, check = self._search.block, self._search.summary()
+            beyond = self._known_beyond(self._search)
+        if block is None:
+            assert self._lanczos is not None
+            block, beyond = wanted_pairs(self._lanczos, self._lanczos.ritz(), self._goal)
+        return EigenSolution(
+            block, beyond, self._span, self._residuals, check, self._interrupted, self._breakdown
+        )
 
-    def _place_next(self, vector: torch.Tensor, floor: float, end: int | None = None) -> bool:
-        """Put what is new in `vector` into row `end`, unless that is no longer than `floor`."""
-        end = self.locked if end is None else end
-        vector = vector / vector.double().norm()
-        _, rest = _orthogonalise(vector, self._rows[:end])
-        if not rest > floor:
-            return False
-        self._rows[end] = vector / rest
-        return True
+    def _known_beyond(self, search: MissedSearch) -> Matrix | None:
+        """What is known beside the pairs: by the first run, and by the search what is farther out."""
+        if search.found or self._beyond is None:  # the first run's picture was not the whole one
+            return search.beyond[[0, -1]] if len(search.beyond) else self._beyond
+        values, residuals = self._beyond.T
+        upper = max(values + residuals, default=-np.inf) if self._goal.largest else np.inf
+        lower = min(values - residuals, default=np.inf) if self._goal.smallest else -np.inf
+        outside = (search.beyond[:, 0] > upper) | (search.beyond[:, 0] < lower)
+        return np.concatenate([self._beyond, search.beyond[outside]])
 
-    def _place_random(self, end: int | None = None) -> None:
-        # Two tries are enough with probability 1; the loop guards against a nearly complete basis.
-        for _ in range(10):
-            vector = torch.randn(self._rows.shape[1], generator=self._generator, dtype=torch.float64)
-            if self._place_next(vector.to(self._rows), 1e-6, end):
+    def _begin(self) -> None:
+        state = None if self._saved is None else self._saved.load()
+        if state is None or "vectors" not in state:
+            self._lanczos = KrylovBasis(
+                self._products,
+                self._operator.shape[0],
+                self._capacity,
+                generator=self._generator,
+                dtype=self._operator.vector_dtype,
+                device=self._operator.device,
+                eps=self._operator.eps,
+            )
+            if state is None:
+                self._lanczos.begin(self._problem.start)
+        if state is not None:
+            self._load(state)
+
+    def _converge(self) -> bool:
+        """The first run: fills `_block`; False if the products ran out before Lanczos was satisfied."""
+        if self._block is not None:
+            return True
+        assert self._lanczos is not None
+        began = self._products.seconds
+        with self._timed("orthogonalisation"):
+            ritz, satisfied = grow(self._lanczos, self._goal, self._span, self._products, self._save_when)
+        self._breakdown["products"] = self._products.seconds - began
+        self._breakdown["orthogonalisation"] -= self._breakdown["products"]
+        with self._timed("residuals"):
+            self._block, self._beyond = wanted_pairs(self._lanczos, ritz, self._goal)
+            block = certified(self._block, self._products, self._generator)
+            self._block, self._residuals = block, "certified"
+            doubtful = bool((block.residuals > self._thresholds(block.values)).any())
+            if satisfied and doubtful and self._products.left >= len(block.values):
+                block = rayleigh_ritz(block.vectors.clone(), self._products(block.vectors))
+                self._block, self._residuals = block, "measured"
+                self._block = polished(
+                    block, self._goal.ends, self._thresholds, self._products, lambda: self._products.left
+                )
+        if satisfied:
+            self._lanczos = None
+        self._save()
+        return satisfied
+
+    def _look_for_missed(self) -> bool:
+        assert self._block is not None
+        self._search = MissedSearch(
+            self._block,
+            self._goal,
+            self._span,
+            self._products,
+            self._generator,
+            self._capacity,
+            self._operator.eps,
+        )
+        with self._timed("search"):
+            return self._search.run()
+
+    def _thresholds(self, values: Matrix) -> Matrix:
+        return self._goal.thresholds(values, self._span)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._breakdown[phase] = time.monotonic() - began
+
+    def _save_when(self, restarting: bool) -> None:
+        """At every restart, and when enough time has passed: a save changes no digit."""
+        if restarting or (self._saved is not None and self._saved.due):
+            self._save()
+
+    def _save(self) -> None:
+        if self._saved is None:
+            return
+        block = self._block if self._search is None else self._search.block
+        state: Arrays = {"count": np.array(self._products.count), "unit": np.array(self._products.unit)}
+        state["span"] = np.array([self._span.low, self._span.high])
+        state["generator"] = self._generator.get_state().numpy()
+        if self._lanczos is not None:
+            if not (self._lanczos.intact and self._lanczos.size):
                 return
+            state |= self._lanczos.state()
+        elif block is not None:
+            state |= {"vectors": block.vectors.cpu().numpy(), "products": block.products.cpu().numpy()}
+            state |= {"doubt": np.array(block.doubt), "residuals": np.array(self._residuals)}
+            if self._beyond is not None:
+                state["beyond"] = self._beyond
+        self._saved.save(state)
 
-
-def _orthogonalise(vector: torch.Tensor, rows: torch.Tensor) -> tuple[Matrix, float]:
-    """Make `vector` orthogonal to the orthonormal `rows`, in place.
-
-    Classical Gram-Schmidt, repeated until what is left is seen to be orthogonal to ten roundings; `twice is
-    enough' (Kahan, in Parlett 1980) unless the vector lies in the rows' span.
-
-    Returns:
-        The coefficients that were taken off, and the norm of what is left, both in float64.
-    """
-    coefficients = left = inner(rows, vector)
-    target = 10 * torch.finfo(rows.dtype).eps
-    norm = torch.zeros(())
-    for _ in range(5):
-        left, square = subtract(vector, rows, left)
-        norm = square.sqrt()
-        if not len(rows) or float(left.abs().max()) <= target * float(norm):
-            break
-        coefficients = coefficients + left
-    return np.asarray(coefficients.cpu().numpy()), float(norm)
+    def _load(self, state: Arrays) -> None:
+        assert self._saved is not None
+        operator = self._operator
+        try:
+            self._products.count = int(state["count"])
+            self._products.unit = float(state["unit"])
+            self._span = Span(*map(float, state["span"]))
+            self._generator.set_state(torch.as_tensor(state["generator"]))
+            if self._lanczos is not None:
+                self._lanczos.load_state(state)
+            else:
+                vectors, stack = (
+                    torch.as_tensor(state[name]).to(operator.device) for name in ("vectors", "products")
+                )
+                self._block = rayleigh_ritz(vectors, stack, float(state["doubt"]))
+                self._residuals = "certified" if str(state["residuals"]) == "certified" else "measured"
+                self._beyond = state.get("beyond")
+        # Anything may be wrong with the contents of a file that somebody else has written.
+        except Exception as error:
+            raise self._saved.damaged() from error
+        if self._products.left <= (CERTIFICATE if self._lanczos is not None else 0):
+            raise HessianError(
+                f"the computation in {self._saved.path} has already made {self._products.count} products; "
+                f"raise max_products to continue it."
+            )
+        if self._lanczos is not None:
+            change, norm = self._lanczos.change(), self._lanczos.scale
+        else:
+            assert self._block is not None
+            change = float((self._products(self._block.vectors[-1:]) - self._block.products[-1:]).norm())
+            norm = float(np.abs(self._block.values).max())
+        # Products in float32 repeat to 1e-6 of the norm; another snapshot differs by far more.
+        if not change <= 1e-4 * norm:
+            raise self._saved.foreign()

@@ -75,13 +75,13 @@ class Spectrum:
         tol: pairs with a residual up to tol x width may count as converged (see `Eigenpair`).
         products: matrix-vector products in all, residuals and check included.
         seconds: in all.
-        method: "lanczos" or "eigsh".
+        method: the name of the solver: "lanczos", "eigsh", or that of one of your own.
         interrupted: whether it was stopped by Ctrl-C; the pairs are those so far.
         missed_check: None if it was not asked for, or if the run ended before it.
         layout: shape of each parameter, in the order in which the vectors have them; empty for a plain
             matrix.
         residuals: where they come from: "measured", each by a product; "certified", Lanczos's own and a bound
-            of their error, by two random products (99%; see `hessian.block.certified`); "estimated",
+            of their error, by two random products (99%; see `rayleigh_ritz.certified`); "estimated",
             Lanczos's own alone, as the run was cut short.
         mode: in which the operator computed its products, if there are several.
         breakdown: `seconds` by what they were spent on: products and orthogonalisation of the main run,

@@ -15,12 +15,15 @@ from hessian.spectrum.angles import angles
 from hessian.spectrum.arguments import basis_capacity, checked_goal, product_limit
 from hessian.spectrum.completeness import MissedSearch, undetected_share
 from hessian.spectrum.counted import Products
-from hessian.spectrum.eigenpairs import _Solver, extreme_eigenpairs
+from hessian.spectrum.eigenpairs import extreme_eigenpairs
+from hessian.spectrum.eigsh import Eigsh
 from hessian.spectrum.first_run import _kept, _still, wanted_pairs
 from hessian.spectrum.goal import Goal, Span
-from hessian.spectrum.lanczos import Lanczos, Ritz, check_symmetry, ends
+from hessian.spectrum.krylov_basis import KrylovBasis, Ritz, check_symmetry, ends
+from hessian.spectrum.lanczos import Lanczos, _Run
 from hessian.spectrum.rayleigh_ritz import Block, certified, polished, rayleigh_ritz
 from hessian.spectrum.results import Eigenpair, Spectrum
+from hessian.spectrum.solver import EigenProblem
 from thermoscope.errors import HessianError
 
 from .test_eigenpairs import Dense, network, with_spectrum
@@ -77,7 +80,7 @@ def test_pairs_carry_angles_that_hold() -> None:
         assert pair.doubt == pytest.approx(math.sin(pair.angle))
     assert spectrum.largest[0].angle < 1e-3
     assert Eigenpair(1.0, np.ones(1), 0.1, True).doubt == 1
-    assert extreme_eigenpairs(matrix, 2, 1, method="eigsh").largest[0].angle is None
+    assert extreme_eigenpairs(matrix, 2, 1, solver=Eigsh()).largest[0].angle is None
 
 
 def test_a_double_eigenvalue_has_no_vector_of_its_own() -> None:
@@ -132,9 +135,9 @@ def test_true_products_leave_no_doubt() -> None:
 def test_residuals_are_certified_or_measured() -> None:
     matrix = with_spectrum(network(500))
     operator = Dense(matrix)
-    spectrum = extreme_eigenpairs(operator, 10, 3, tol=1e-4, check=False)
+    spectrum = extreme_eigenpairs(operator, 10, 3, tol=1e-4, solver=Lanczos(check=False))
     assert spectrum.residuals == "certified"
-    tight = extreme_eigenpairs(Dense(matrix, torch.float32), 10, 3, tol=1e-6, check=False)
+    tight = extreme_eigenpairs(Dense(matrix, torch.float32), 10, 3, tol=1e-6, solver=Lanczos(check=False))
     assert tight.residuals == "measured"  # the certificate of float32 products is coarser than that
     for found in (spectrum, tight):
         for pair in found.pairs:
@@ -205,7 +208,7 @@ def test_polishing_goes_on_as_long_as_it_helps_and_no_longer() -> None:
 
 def test_lanczos_knows_its_products() -> None:
     matrix = torch.as_tensor(with_spectrum(network(80)))
-    lanczos = Lanczos(
+    lanczos = KrylovBasis(
         lambda rows: rows @ matrix, 80, 20, generator=generator(), dtype=torch.float64, device=matrix.device
     )
     lanczos.begin()
@@ -221,10 +224,10 @@ def test_lanczos_knows_its_products() -> None:
 # -- what is known beside the pairs ---------------------------------------------------------------------
 
 
-def exhausted(values: np.ndarray, steps: int | None = None) -> Lanczos:
+def exhausted(values: np.ndarray, steps: int | None = None) -> KrylovBasis:
     """A Lanczos process on a diagonal matrix, to its end or for some steps."""
     matrix = torch.diag(torch.as_tensor(values))
-    lanczos = Lanczos(
+    lanczos = KrylovBasis(
         lambda rows: rows @ matrix,
         len(values),
         len(values),
@@ -270,9 +273,9 @@ def test_what_the_search_knows_farther_out_counts_too() -> None:
     def known(largest: int, smallest: int, found: int, beyond: np.ndarray | None = search) -> np.ndarray:
         operator, goal = as_operator(np.eye(9)), Goal(largest, smallest, 1e-3, 0.1, 1e-15)
         with Products(operator, None, False) as products:
-            solver = _Solver(operator, goal, 9, products, None, 0)
-        solver._beyond = first
-        result = solver._known_beyond(SimpleNamespace(found=found, beyond=beyond))  # type: ignore[arg-type]
+            run = _Run(EigenProblem(operator, products, goal, None, 0), 9, None)
+        run._beyond = first
+        result = run._known_beyond(SimpleNamespace(found=found, beyond=beyond))  # type: ignore[arg-type]
         assert result is not None
         return result
 
@@ -307,7 +310,9 @@ def test_a_restart_keeps_both_ends_in_proportion() -> None:
 def test_the_gap_of_the_search_is_that_of_the_theorem(tol: float, max_basis: int | None, size: int) -> None:
     bulk = np.linspace(-1, 1, size - 8)
     values = np.r_[-1.2, -1.1, -1.01, bulk, 1.01, 1.1, 1.2, 1.3, 1.4]
-    check = extreme_eigenpairs(np.diag(values), 5, 3, tol=tol, max_basis=max_basis).missed_check
+    check = extreme_eigenpairs(
+        np.diag(values), 5, 3, tol=tol, solver=Lanczos(max_basis=max_basis)
+    ).missed_check
     assert check is not None
     assert check.found == 0
     assert (check.products > 20) == (tol < 1e-6)  # the search went on over restarts
@@ -344,7 +349,7 @@ def test_an_operator_that_says_float32_is_judged_by_it() -> None:
 
     rough = as_operator(aslinearoperator(np.eye(3, dtype=np.float32)))
     assert rough.eps == np.finfo(np.float32).eps
-    assert checked_goal(rough, 1, 1, 1e-3, 0.1, None).rounding == pytest.approx(10 * rough.eps)
+    assert checked_goal(rough, 1, 1, 1e-3, 0.1).rounding == pytest.approx(10 * rough.eps)
 
 
 # -- what is asked --------------------------------------------------------------------------------------
@@ -375,15 +380,15 @@ def test_a_small_end_is_known_by_its_own_measure() -> None:
     """-0.118 with neighbours 0.002 away, below a spectrum 20 wide: tol alone is 17% of it."""
     bulk = np.random.default_rng(0).uniform(-0.115, 4, 1500)
     matrix = np.diag(np.r_[20 * np.arange(1, 21) ** -1.0, -0.118, -0.116, bulk])
-    by_width = extreme_eigenpairs(matrix, 3, 1, rtol=math.inf, check=False)
-    by_both = extreme_eigenpairs(matrix, 3, 1, check=False)
+    by_width = extreme_eigenpairs(matrix, 3, 1, rtol=math.inf, solver=Lanczos(check=False))
+    by_both = extreme_eigenpairs(matrix, 3, 1, solver=Lanczos(check=False))
     assert by_width.smallest[0].residual > 0.1 * 0.118
     assert by_width.converged
     assert by_both.smallest[0].residual <= 0.1 * 0.118
     assert by_both.smallest[0].value == pytest.approx(-0.118, abs=0.1 * 0.118)
     assert by_both.converged
     assert by_both.products > by_width.products
-    budget = extreme_eigenpairs(matrix, 3, 1, max_products=by_width.products, check=False)
+    budget = extreme_eigenpairs(matrix, 3, 1, solver=Lanczos(max_products=by_width.products, check=False))
     assert not budget.smallest[0].converged
     assert budget.largest[0].converged
 
@@ -445,14 +450,16 @@ def test_values_that_stand_still_are_all_there() -> None:
     for seed in range(20):
         values = network(500, seed)
         for tol in (1e-2, 1e-3):
-            spectrum = extreme_eigenpairs(np.diag(values), 20, 3, tol=tol, seed=seed, check=False)
+            spectrum = extreme_eigenpairs(
+                np.diag(values), 20, 3, tol=tol, seed=seed, solver=Lanczos(check=False)
+            )
             found = np.array([pair.value for pair in spectrum.pairs])
             expected = np.r_[values[::-1][:20], values[:3][::-1]]
             assert np.abs(found - expected).max() <= tol * spectrum.width
 
 
 def test_a_hopeless_search_ends() -> None:
-    goal = checked_goal(as_operator(np.eye(30)), 3, 2, 1e-3, 0.1, None)
+    goal = checked_goal(as_operator(np.eye(30)), 3, 2, 1e-3, 0.1)
     assert product_limit(goal, None) == 1500
     assert product_limit(goal, 77) == 77
 
@@ -465,7 +472,7 @@ def test_a_hopeless_search_ends() -> None:
             return super()._multiply(vectors) + 1e-5 * torch.randn(vectors.shape, generator=self.noise)
 
     operator = Endless(with_spectrum(np.linspace(-1, 1, 450)), torch.float32)
-    spectrum = extreme_eigenpairs(operator, 1, 1, tol=1e-7, max_basis=12)
+    spectrum = extreme_eigenpairs(operator, 1, 1, tol=1e-7, solver=Lanczos(max_basis=12))
     assert spectrum.products == operator.products <= 1200
     assert not spectrum.converged
 
@@ -485,7 +492,7 @@ def test_all_of_a_small_space_is_taken_if_the_products_suffice() -> None:
     """From half of it on; that is 60 products and two that certify."""
     matrix = np.diag(np.linspace(-1, 1, 60))
     for limit in (60, 61, 62, None):
-        spectrum = extreme_eigenpairs(matrix, 2, 0, max_products=limit, check=False)
+        spectrum = extreme_eigenpairs(matrix, 2, 0, solver=Lanczos(max_products=limit, check=False))
         assert spectrum.converged
         whole = limit in (62, None)
         assert spectrum.products == 62 if whole else 30 < spectrum.products < 58

@@ -19,6 +19,8 @@ from hessian.products.symmetric import SymmetricOperator
 from hessian.spectrum.checkpoint import SavedRun
 from hessian.spectrum.completeness import undetected_share
 from hessian.spectrum.eigenpairs import extreme_eigenpairs
+from hessian.spectrum.eigsh import Eigsh
+from hessian.spectrum.lanczos import Lanczos
 from hessian.spectrum.results import MissedCheck, Spectrum
 from thermoscope.errors import HessianError
 
@@ -129,7 +131,7 @@ def test_any_diagonal(values: list[float], data: st.DataObject) -> None:
 @pytest.mark.parametrize("max_basis", [26, 40, None])
 def test_a_small_basis_restarts_and_finds_the_same(max_basis: int | None) -> None:
     matrix = with_spectrum(network(300))
-    spectrum = extreme_eigenpairs(matrix, 20, 3, tol=1e-8, max_basis=max_basis)
+    spectrum = extreme_eigenpairs(matrix, 20, 3, tol=1e-8, solver=Lanczos(max_basis=max_basis))
     assert_right(spectrum, matrix, 20, 3, 1e-8)
 
 
@@ -170,12 +172,12 @@ def test_fewer_products_than_two_calls_of_eigsh() -> None:
         (2000, 2000), lambda x: values * x.ravel(), matmat=lambda x: values[:, None] * x
     )
     ours = extreme_eigenpairs(operator, 20, 3, tol=1e-4)
-    theirs = extreme_eigenpairs(operator, 20, 3, tol=1e-4, method="eigsh")
+    theirs = extreme_eigenpairs(operator, 20, 3, tol=1e-4, solver=Eigsh())
     assert ours.converged
     assert theirs.converged
     assert ours.missed_check is not None
     # eigsh can hit a tolerance only from far below: it is allowed one ten times as loose.
-    looser = extreme_eigenpairs(operator, 20, 3, tol=1e-3, method="eigsh")
+    looser = extreme_eigenpairs(operator, 20, 3, tol=1e-3, solver=Eigsh())
     assert ours.products < 100
     assert ours.products - ours.missed_check.products < 0.65 * looser.products < 0.65 * theirs.products
 
@@ -193,7 +195,7 @@ def test_products_are_counted() -> None:
 def test_agrees_with_eigsh() -> None:
     matrix = with_spectrum(network(300))
     ours = extreme_eigenpairs(matrix, 6, 3, tol=1e-9)
-    theirs = extreme_eigenpairs(matrix, 6, 3, tol=1e-9, method="eigsh")
+    theirs = extreme_eigenpairs(matrix, 6, 3, tol=1e-9, solver=Eigsh())
     assert_right(theirs, matrix, 6, 3, 1e-9)
     values = [[pair.value for pair in spectrum.pairs] for spectrum in (ours, theirs)]
     np.testing.assert_allclose(values[0], values[1], atol=1e-9)
@@ -203,9 +205,9 @@ def test_agrees_with_eigsh() -> None:
 
 def test_eigsh_knows_the_width_where_only_one_end_is_wanted() -> None:
     """To a hundredth, even if its basis is as small as can be."""
-    spectrum = extreme_eigenpairs(np.diag(np.linspace(-1, 2, 100)), 1, 0, method="eigsh", max_basis=4)
+    spectrum = extreme_eigenpairs(np.diag(np.linspace(-1, 2, 100)), 1, 0, solver=Eigsh(max_basis=4))
     assert spectrum.width == pytest.approx(3, rel=0.01)
-    larger = extreme_eigenpairs(np.diag(np.linspace(-1, 2, 100)), 1, 0, method="eigsh", max_basis=12)
+    larger = extreme_eigenpairs(np.diag(np.linspace(-1, 2, 100)), 1, 0, solver=Eigsh(max_basis=12))
     assert larger.products != spectrum.products  # `max_basis` is ARPACK's too
 
 
@@ -214,7 +216,7 @@ def test_eigsh_knows_the_width_where_only_one_end_is_wanted() -> None:
 )
 def test_eigsh_on_small_matrices_and_single_ends(size: int, largest: int, smallest: int) -> None:
     matrix = with_spectrum(np.arange(1.0, size + 1))
-    spectrum = extreme_eigenpairs(matrix, largest, smallest, tol=1e-8, method="eigsh")
+    spectrum = extreme_eigenpairs(matrix, largest, smallest, tol=1e-8, solver=Eigsh())
     assert_right(spectrum, matrix, largest, smallest, 1e-8)
 
 
@@ -222,7 +224,7 @@ def test_the_check_finds_a_pair_hidden_from_the_first_run() -> None:
     values = np.array([10.0, 9.0, 8.0, 7.0] + [0.01 * i for i in range(50)] + [-3.0, -4.0])
     start = np.ones(len(values))
     start[[1, -1]] = 0  # orthogonal to the second and to the last eigenvector
-    hidden = extreme_eigenpairs(np.diag(values), 3, 1, start=start, check=False)
+    hidden = extreme_eigenpairs(np.diag(values), 3, 1, start=start, solver=Lanczos(check=False))
     assert [pair.value for pair in hidden.largest] == pytest.approx([10, 8, 7], abs=1e-3)
     assert hidden.smallest[0].value == pytest.approx(-3, abs=1e-3)
     assert hidden.converged
@@ -277,7 +279,7 @@ def test_one_seed_one_result_and_no_other_stream_touched() -> None:
     matrix = with_spectrum(network(200))
     states = torch.get_rng_state(), np.random.get_state()[1], random.getstate()
     runs = [extreme_eigenpairs(matrix, 4, 2, seed=seed) for seed in (0, 0, 1)]
-    eig = [extreme_eigenpairs(matrix, 4, 2, seed=seed, method="eigsh") for seed in (0, 0)]
+    eig = [extreme_eigenpairs(matrix, 4, 2, seed=seed, solver=Eigsh()) for seed in (0, 0)]
     assert torch.equal(torch.get_rng_state(), states[0])
     np.testing.assert_array_equal(np.random.get_state()[1], states[1])
     assert random.getstate() == states[2]
@@ -289,7 +291,7 @@ def test_one_seed_one_result_and_no_other_stream_touched() -> None:
 def test_a_budget_returns_what_there_is() -> None:
     matrix = with_spectrum(network(400))
     operator = Dense(matrix)
-    spectrum = extreme_eigenpairs(operator, 10, 3, tol=1e-8, max_products=30)
+    spectrum = extreme_eigenpairs(operator, 10, 3, tol=1e-8, solver=Lanczos(max_products=30))
     assert operator.products == spectrum.products == 30
     assert len(spectrum.pairs) == 13
     assert not spectrum.converged
@@ -297,11 +299,11 @@ def test_a_budget_returns_what_there_is() -> None:
     for pair in spectrum.pairs:
         true = np.linalg.norm(matrix @ pair.vector - pair.value * pair.vector)
         assert true == pytest.approx(pair.residual, rel=1e-3, abs=1e-11)
-    assert len(extreme_eigenpairs(operator, 10, 3, max_products=26).pairs) == 13
+    assert len(extreme_eigenpairs(operator, 10, 3, solver=Lanczos(max_products=26)).pairs) == 13
     # Enough for the pairs, not for the check.
-    whole = extreme_eigenpairs(operator, 10, 3, check=False)
+    whole = extreme_eigenpairs(operator, 10, 3, solver=Lanczos(check=False))
     for extra in range(4):
-        part = extreme_eigenpairs(operator, 10, 3, max_products=whole.products + extra)
+        part = extreme_eigenpairs(operator, 10, 3, solver=Lanczos(max_products=whole.products + extra))
         assert part.converged
         assert part.products <= whole.products + extra
 
@@ -311,7 +313,7 @@ def test_an_interrupt_returns_the_pairs_so_far(at: int) -> None:
     matrix = with_spectrum(network(400))
     operator = Dense(matrix)
     operator.fail_at, operator.failure = at, KeyboardInterrupt
-    spectrum = extreme_eigenpairs(operator, 10, 3, tol=1e-8, max_basis=40)
+    spectrum = extreme_eigenpairs(operator, 10, 3, tol=1e-8, solver=Lanczos(max_basis=40))
     assert spectrum.interrupted
     assert len(spectrum.pairs) == min(13, at - 1)
     assert sum(pair.converged for pair in spectrum.pairs) >= 13 * (at > 65)
@@ -332,19 +334,21 @@ def test_a_run_that_was_killed_anywhere_continues(tmp_path: Path, failure: type[
     matrix = with_spectrum(network(300))
     path = tmp_path / "new" / "state.npz"
     whole = Dense(matrix)
-    expected = extreme_eigenpairs(whole, 10, 3, tol=1e-8, max_basis=30, save_to=path)
+    expected = extreme_eigenpairs(whole, 10, 3, tol=1e-8, solver=Lanczos(max_basis=30, save_to=path))
     assert not path.exists()
     for at in range(5, expected.products, 9):
         operator = Dense(matrix)
         operator.fail_at, operator.failure = at, failure
         if failure is RuntimeError:
             with pytest.raises(RuntimeError):
-                extreme_eigenpairs(operator, 10, 3, tol=1e-8, max_basis=30, save_to=path)
+                extreme_eigenpairs(operator, 10, 3, tol=1e-8, solver=Lanczos(max_basis=30, save_to=path))
         else:
-            assert extreme_eigenpairs(operator, 10, 3, tol=1e-8, max_basis=30, save_to=path).interrupted
+            assert extreme_eigenpairs(
+                operator, 10, 3, tol=1e-8, solver=Lanczos(max_basis=30, save_to=path)
+            ).interrupted
         assert [file.name for file in path.parent.iterdir()] == ["state.npz"]
         operator.fail_at = None
-        done = extreme_eigenpairs(operator, 10, 3, tol=1e-8, max_basis=30, save_to=path)
+        done = extreme_eigenpairs(operator, 10, 3, tol=1e-8, solver=Lanczos(max_basis=30, save_to=path))
         assert_right(done, matrix, 10, 3, 1e-8)
         # What is made again: at most the true residuals, the search, and a product that tests the file.
         assert operator.products <= expected.products + 14 + 40
@@ -354,11 +358,15 @@ def test_a_run_that_was_killed_anywhere_continues(tmp_path: Path, failure: type[
 def test_a_budget_can_be_extended(tmp_path: Path) -> None:
     matrix, path = with_spectrum(network(300)), tmp_path / "state.npz"
     operator = Dense(matrix)
-    assert not extreme_eigenpairs(operator, 10, 3, tol=1e-8, max_products=30, save_to=path).converged
+    assert not extreme_eigenpairs(
+        operator, 10, 3, tol=1e-8, solver=Lanczos(max_products=30, save_to=path)
+    ).converged
     with pytest.raises(HessianError, match=r"state\.npz has already made 30 products; raise max_products"):
-        extreme_eigenpairs(operator, 10, 3, tol=1e-8, max_products=30, save_to=path)
+        extreme_eigenpairs(operator, 10, 3, tol=1e-8, solver=Lanczos(max_products=30, save_to=path))
     assert operator.products == 30
-    assert_right(extreme_eigenpairs(operator, 10, 3, tol=1e-8, save_to=path), matrix, 10, 3, 1e-8)
+    assert_right(
+        extreme_eigenpairs(operator, 10, 3, tol=1e-8, solver=Lanczos(save_to=path)), matrix, 10, 3, 1e-8
+    )
     assert not path.exists()
 
 
@@ -366,7 +374,7 @@ def _unfinished(path: Path) -> Dense:
     operator = Dense(with_spectrum(network(100)))
     operator.fail_at = 15
     with pytest.raises(RuntimeError):
-        extreme_eigenpairs(operator, 3, 1, save_to=path)
+        extreme_eigenpairs(operator, 3, 1, solver=Lanczos(save_to=path))
     operator.fail_at = None
     return operator
 
@@ -379,12 +387,12 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
     for size in (0, 10, 100, len(content) // 2, len(content) - 10):
         path.write_bytes(content[:size])
         with pytest.raises(HessianError, match=r"state\.npz is damaged.*delete it"):
-            extreme_eigenpairs(operator, 3, 1, save_to=path)
+            extreme_eigenpairs(operator, 3, 1, solver=Lanczos(save_to=path))
     flipped = bytearray(content)
     flipped[len(content) // 2] ^= 255
     path.write_bytes(flipped)
     with pytest.raises(HessianError, match=r"state\.npz is damaged"):
-        extreme_eigenpairs(operator, 3, 1, save_to=path)
+        extreme_eigenpairs(operator, 3, 1, solver=Lanczos(save_to=path))
     for name, value in {
         "basis": np.zeros((3, 5)),
         "projected": np.array([object()]),
@@ -393,7 +401,7 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
     }.items():
         np.savez(path, **{**poisoned, name: value})
         with pytest.raises(HessianError, match=r"state\.npz is damaged"):
-            extreme_eigenpairs(operator, 3, 1, save_to=path)
+            extreme_eigenpairs(operator, 3, 1, solver=Lanczos(save_to=path))
     assert path.exists()
 
 
@@ -403,19 +411,19 @@ def test_files_of_other_computations_are_refused_by_name(tmp_path: Path) -> None
     content = path.read_bytes()
     for matrix, largest in ((np.eye(7), 3), (operator.matrix.numpy(), 4)):
         with pytest.raises(HessianError, match=r"state\.npz belongs to another computation.*delete it"):
-            extreme_eigenpairs(matrix, largest, 1, save_to=path)
+            extreme_eigenpairs(matrix, largest, 1, solver=Lanczos(save_to=path))
     with pytest.raises(HessianError, match=r"state\.npz was made with another operator.*delete it"):
-        extreme_eigenpairs(Dense(with_spectrum(network(100), seed=9)), 3, 1, save_to=path)
+        extreme_eigenpairs(Dense(with_spectrum(network(100), seed=9)), 3, 1, solver=Lanczos(save_to=path))
     assert path.read_bytes() == content
 
 
 def test_products_that_are_not_finite_are_refused() -> None:
     for bad in (np.nan, np.inf):
-        for method in ("lanczos", "eigsh"):
+        for solver in (Lanczos(), Eigsh()):
             matrix = np.eye(9)
             matrix[4, 4] = bad
             with pytest.raises(HessianError, match="not finite"):
-                extreme_eigenpairs(Dense(matrix), method=method)  # type: ignore[arg-type]
+                extreme_eigenpairs(Dense(matrix), solver=solver)
 
 
 @pytest.mark.parametrize(
@@ -429,9 +437,11 @@ def test_products_that_are_not_finite_are_refused() -> None:
         ({"largest": -1}, "asks for no eigenpair"),
         ({"tol": 0}, "between 0 and 1"),
         ({"tol": float("nan")}, "between 0 and 1"),
-        ({"max_products": 3}, "allow at least 4"),
-        ({"max_basis": 3}, "allow at least 5"),
-        ({"method": "power"}, '"lanczos" and "eigsh"'),
+        ({"solver": Lanczos(max_products=3)}, "allow at least 4"),
+        ({"solver": Lanczos(max_basis=3)}, "allow at least 5"),
+        ({"solver": Eigsh(max_basis=3)}, "allow at least 5"),
+        ({"solver": "power"}, r"solver='power' is not a solver; give Lanczos\(\), Eigsh\(\)"),
+        ({"solver": Lanczos}, "is not a solver"),
         ({"start": np.zeros(20)}, "zero or not finite"),
         ({"start": np.ones(19)}, "shape"),
         ({"start": np.stack([np.ones(20), -np.ones(20)])}, "cancel"),

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from hessian.spectrum.lanczos import Lanczos, ends
+from hessian.spectrum.krylov_basis import KrylovBasis, ends
 from hessian.spectrum.tall import combine, gram, inner, squared_norms, subtract
 from thermoscope.errors import HessianError
 
 
-def _lanczos(matrix: torch.Tensor, capacity: int, locked: torch.Tensor | None = None) -> Lanczos:
-    return Lanczos(
+def _lanczos(matrix: torch.Tensor, capacity: int, locked: torch.Tensor | None = None) -> KrylovBasis:
+    return KrylovBasis(
         lambda rows: rows @ matrix,
         len(matrix),
         capacity,
@@ -28,7 +28,7 @@ def _symmetric(size: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return (matrix + matrix.T).to(dtype)
 
 
-def _assert_invariant(lanczos: Lanczos, matrix: torch.Tensor, accuracy: float) -> None:
+def _assert_invariant(lanczos: KrylovBasis, matrix: torch.Tensor, accuracy: float) -> None:
     """A V^T = V^T T + next coupling^T with orthonormal rows."""
     size = lanczos.size
     basis = lanczos.vectors(np.eye(size))
@@ -176,7 +176,7 @@ def test_an_asymmetry_is_named_also_where_products_differ_by_rounding() -> None:
         calls += 1
         return rows @ torch.as_tensor(skew) * (1 + 1e-12 * calls)
 
-    lanczos = Lanczos(
+    lanczos = KrylovBasis(
         multiply,
         9,
         9,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
-from hessian import EigenTracker, HessianError, Loss, TrackedPair, extreme_eigenpairs
+from hessian import EigenTracker, HessianError, Lanczos, Loss, TrackedPair, extreme_eigenpairs
 from hessian.experimental.short_lanczos import short_lanczos
 
 EIGENVALUES = torch.cat([torch.tensor([-2.0, -0.5]), torch.linspace(-0.2, 2.0, 26), torch.tensor([5.0, 9.0])])
@@ -423,7 +423,7 @@ def readings(seed: int, count: int, every: int, images: int = 1797) -> dict[str,
         optimizer.step()
         optimizer.zero_grad()
         if tracker.step((x[batch], y[batch])):
-            exact = extreme_eigenpairs(loss.hessian(), check=False)
+            exact = extreme_eigenpairs(loss.hessian(), solver=Lanczos(check=False))
             for end, found in within.items():
                 pair = getattr(tracker, end)
                 error = abs(pair.value - getattr(exact, end)[0].value)

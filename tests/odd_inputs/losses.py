@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from hessian import Loss, extreme_eigenpairs, fixed_subset, gradient_overlap
+from hessian import Lanczos, Loss, extreme_eigenpairs, fixed_subset, gradient_overlap
 
 from . import Case
 
@@ -489,7 +489,7 @@ def overlap() -> None:
 
 
 def saved_to_a_folder() -> None:
-    extreme_eigenpairs(np.diag(np.arange(30.0)), 1, 1, save_to=".")
+    extreme_eigenpairs(np.diag(np.arange(30.0)), 1, 1, solver=Lanczos(save_to="."))
 
 
 NO_MEAN = "no mean over examples"

@@ -12,6 +12,8 @@ import torch
 from scipy.sparse.linalg import LinearOperator, aslinearoperator
 
 from hessian import (
+    Eigsh,
+    Lanczos,
     SymmetricOperator,
     extreme_eigenpairs,
     frobenius_norm,
@@ -283,11 +285,19 @@ REQUESTS: list[tuple[str, dict[str, Any], str]] = [
     ("tol NaN", {"tol": float("nan")}, "between 0 and 1"),
     ("rtol 0", {"rtol": 0}, "has to be positive"),
     ("rtol NaN", {"rtol": float("nan")}, "has to be positive"),
-    ("no products", {"max_products": 0}, "allow at least 4"),
-    ("too few products", {"largest": 5, "smallest": 2, "max_products": 8}, "allow at least 9"),
-    ("a basis of nothing", {"max_basis": 0}, "allow at least 5"),
-    ("a basis without room", {"largest": 4, "smallest": 2, "max_basis": 8}, "allow at least 9"),
-    ("an unknown method", {"method": "power"}, '"lanczos" and "eigsh"'),
+    ("no products", {"solver": Lanczos(max_products=0)}, "allow at least 4"),
+    (
+        "too few products",
+        {"largest": 5, "smallest": 2, "solver": Lanczos(max_products=8)},
+        "allow at least 9",
+    ),
+    ("a basis of nothing", {"solver": Lanczos(max_basis=0)}, "allow at least 5"),
+    (
+        "a basis without room",
+        {"largest": 4, "smallest": 2, "solver": Lanczos(max_basis=8)},
+        "allow at least 9",
+    ),
+    ("an unknown solver", {"solver": "power"}, "give Lanczos(), Eigsh()"),
     ("a zero start", {"start": np.zeros(SIZE)}, "zero or not finite"),
     ("a start with NaN", {"start": np.full(SIZE, np.nan)}, "zero or not finite"),
     ("a start of another size", {"start": np.ones(5)}, "a start vector has shape (5,)"),
@@ -304,7 +314,7 @@ ANSWERED: list[tuple[str, Callable[[], Any]]] = [
     ("all pairs from the lower end", lambda: right(A, A, 0, SIZE)),
     ("all pairs from both ends", lambda: right(A, A, 7, 5)),
     ("numpy's whole numbers", lambda: right(A, A, np.int64(2), np.int8(1))),  # type: ignore[arg-type]
-    ("a larger basis than the space", lambda: extreme_eigenpairs(A, max_basis=1000)),
+    ("a larger basis than the space", lambda: extreme_eigenpairs(A, solver=Lanczos(max_basis=1000))),
     ("rtol without a limit", lambda: extreme_eigenpairs(A * 0, rtol=float("inf"))),
     ("a seed beyond 32 bits", lambda: extreme_eigenpairs(A, seed=2**60)),
     ("a complex vector to a real operator", _times_complex),
@@ -333,9 +343,9 @@ CASES = [
     ),
     *(Case(f"request: {name}", _asked(**options), sentence) for name, options, sentence in REQUESTS),
     *(Case(name, use) for name, use in ANSWERED),
-    Case("zeros by eigsh", lambda: extreme_eigenpairs(np.zeros((9, 9)), method="eigsh"), "eigsh failed"),
+    Case("zeros by eigsh", lambda: extreme_eigenpairs(np.zeros((9, 9)), solver=Eigsh()), "eigsh failed"),
     *(
-        Case(f"{name} by eigsh", lambda m=matrix: extreme_eigenpairs(m, method="eigsh"), "not symmetric")
+        Case(f"{name} by eigsh", lambda m=matrix: extreme_eigenpairs(m, solver=Eigsh()), "not symmetric")
         for name, matrix in (("antisymmetric", SKEW), ("antisymmetric, 80,", _skew_of(80)))
     ),
     *(
