@@ -32,8 +32,8 @@ class Lanczos(EigenSolver):
     """Thick-restart Lanczos (Wu and Simon 2000) with full orthogonalisation: one run serves both ends.
 
     It goes on until the wanted values have stood still; two products with random combinations of the vectors
-    then certify all residuals (see `rayleigh_ritz.certified`), or, if they do not, one product for each measures
-    them. A second run of 20 products looks for pairs that the first has missed. Ctrl-C returns
+    then certify all residuals (see `rayleigh_ritz.certified`), or, if they do not, one product for each
+    measures them. A second run of 20 products looks for pairs that the first has missed. Ctrl-C returns
     the pairs so far.
 
     Args:

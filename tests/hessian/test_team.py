@@ -22,7 +22,10 @@ from torch.utils.data import TensorDataset
 
 from hessian import (
     MODES,
+    CurvatureMatrix,
+    Hessian,
     HessianError,
+    LocalLoss,
     Loss,
     Retained,
     Team,
@@ -315,6 +318,33 @@ def test_an_operator_that_the_others_have_no_longer_is_refused(threads: Threads)
         else:
             with team.lead(loss) as leading:
                 assert not leading
+
+    threads.run(body)
+
+
+class Doubled(CurvatureMatrix):
+    """2 H, which only its user's own code has."""
+
+    name = "doubled"
+
+    def product(self, loss: LocalLoss, vector: Any) -> Any:
+        return {name: 2 * part for name, part in Hessian().product(loss, vector).items()}
+
+
+def test_a_matrix_of_ones_own_is_shared_once_all_have_met_it(threads: Threads) -> None:
+    case = CASES[0]
+    _, _, matrix = dense(case, case.model())
+
+    def body(rank: int) -> None:
+        team, loss = shared_loss(rank)
+        mine, unknown = Doubled(), Doubled()
+        loss.operator(mine, MODES[3])
+        with team.lead(loss) as leading:
+            if leading:
+                product = loss.operator(mine, MODES[3]) @ np.eye(loss.size)
+                np.testing.assert_allclose(product, 2 * matrix, atol=1e-12)
+                with pytest.raises(HessianError, match="the other processes do not know 'doubled'; make"):
+                    loss.operator(unknown, MODES[3])
 
     threads.run(body)
 
