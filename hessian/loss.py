@@ -194,16 +194,19 @@ class Loss:
                 of the four that works and fits `memory_limit`; see `ModeChoice`. They agree to rounding.
 
         Raises:
-            HessianError: if the matrix is not a `CurvatureMatrix`, or for a mode that does not exist or does
-                not work for this loss.
+            HessianError: if the matrix is not a `CurvatureMatrix`, if it or the mode cannot be hashed, or for
+                a mode that does not exist or does not work for this loss.
         """
         if not isinstance(matrix, CurvatureMatrix):
             raise HessianError(
                 f"{matrix!r} is not a curvature matrix; give Hessian(), GaussNewton(), FunctionalHessian(), "
                 "or an instance of your own subclass of CurvatureMatrix."
             )
-        modes = self._modes.setdefault(matrix, ProductModes(self._passes, matrix))
         asked = None if mode is None else product_mode(mode)
+        for value in (matrix, asked):
+            if type(value).__hash__ is None:
+                raise HessianError(f"{value!r} can change; make its class a frozen dataclass.")
+        modes = self._modes.setdefault(matrix, ProductModes(self._passes, matrix))
         return CurvatureOperator(modes, self._passes, asked, matrix.decay * self.weight_decay)
 
     def hessian(self, mode: ProductMode | str | None = None) -> CurvatureOperator:

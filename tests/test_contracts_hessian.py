@@ -70,6 +70,11 @@ class GradientCovariance(CurvatureMatrix):
         return total
 
 
+@dataclass
+class Scaled(GradientCovariance):
+    by: int
+
+
 class Dense(ProductMode):
     """The matrix of each batch written out, column by column, and kept."""
 
@@ -236,6 +241,8 @@ def test_what_is_no_member_is_refused(loss: Loss) -> None:
     for matrix in ("hessian", Hessian, None):
         with pytest.raises(HessianError, match=r"is not a curvature matrix; give Hessian\(\)"):
             loss.operator(matrix)  # type: ignore[arg-type]
+    with pytest.raises(HessianError, match=r"Scaled\(by=2\) can change; make its class a frozen dataclass"):
+        loss.operator(Scaled(2))
     for mode in ("dense", Retained, 3):
         with pytest.raises(HessianError, match="here; there are linearized, retained, reverse_reverse"):
             loss.hessian(mode)  # type: ignore[arg-type]
