@@ -26,7 +26,7 @@ class LocalLoss:
         objective: the model and the loss function.
         parameters: those to differentiate by, by name: the point that the matrix belongs to.
         fixed: everything else in the model's state, by name.
-        batch: the examples, as `Loss` was given them.
+        batch: examples in the form in which `Loss` was given them, a whole batch or a part of one.
     """
 
     objective: Objective
@@ -59,11 +59,13 @@ class CurvatureMatrix(ABC):
 
         class Shifted(CurvatureMatrix):
             name = "shifted"                                       # H + I
+            decay = 1.0                                            # and weight decay, as in H
 
             def product(self, loss, vector):
                 return {k: v + vector[k] for k, v in Hessian().product(loss, vector).items()}
 
-    It is a value, and equal ones are one matrix to a `Loss`: a class without settings, or a frozen dataclass.
+    To a `Loss`, equal ones are one matrix: a frozen dataclass is the same matrix wherever it is made anew, an
+    instance of another class only itself.
 
     Attributes:
         name: what records and errors call it.

@@ -18,8 +18,7 @@ class ProductMode(ABC):
     """A way to compute a curvature matrix's products with vectors.
 
     Its members are `Linearized()`, `Retained()`, `ReverseReverse()` and `ForwardReverse()`; a way of your own
-    is a subclass with a `name` and a `prepare`. A mode is a value, and equal ones are one mode to a `Loss`: a
-    class without settings, or a frozen dataclass.
+    is a subclass with a `name` and a `prepare`, a frozen dataclass at best: equal ones are one to a `Loss`.
 
     Attributes:
         name: what records, errors and the command line call it.

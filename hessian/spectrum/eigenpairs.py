@@ -29,7 +29,7 @@ def extreme_eigenpairs(
     rtol: float = 0.1,
     start: object = None,
     seed: int = 0,
-    solver: EigenSolver = Lanczos(),  # noqa: B008 (frozen)
+    solver: EigenSolver = Lanczos(),
     progress: bool = False,
 ) -> Spectrum:
     """LA(largest) and SA(smallest) of a symmetric operator.
