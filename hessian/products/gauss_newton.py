@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.func import grad, jvp, vjp
 
-from ..empirical_risk.batch import leaves, mapped
+from thermoscope.nests import leaves, mapped
+
 from ..empirical_risk.parameters import Tensors
 from .matrix import CurvatureMatrix, LocalLoss, Multiply
 from .retained_graph import graph_leaves, pulled_back
@@ -37,13 +38,13 @@ class GaussNewton(CurvatureMatrix):
         inputs = list(at.values())
         with torch.enable_grad():
             result = loss.outputs(at)
-            z = [t for t in leaves(result) if t.requires_grad]
+            z = [t for t in leaves(result, torch.Tensor) if t.requires_grad]
             # J^T u is linear in u: its derivative by u, times v, is J v, wherever u is.
             u = [torch.zeros_like(t, requires_grad=True) for t in z]
             pulled = torch.autograd.grad(z, inputs, u, create_graph=True, allow_unused=True)
             cut = [t.detach().requires_grad_() for t in z]
             rest = iter(cut)
-            alone = mapped(result, lambda t: next(rest) if t.requires_grad else t)
+            alone = mapped(result, torch.Tensor, lambda t: next(rest) if t.requires_grad else t)
             slope = torch.autograd.grad(loss.of_outputs(alone), cut, create_graph=True, allow_unused=True)
 
         def multiply(vector: Tensors) -> Tensors:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,7 +65,7 @@ class Linearizer:
         if key not in self._traces:
             self._traces[key] = self._trace(loss)
         before, after = self._traces[key]
-        inputs = [*parameters.values(), *fixed.values(), *leaves(batch)]
+        inputs = [*parameters.values(), *fixed.values(), *leaves(batch, torch.Tensor)]
         with torch.no_grad():
             kept = before(*inputs)
         return LinearizedMap(after, kept, list(parameters), _bytes(kept, inputs))
@@ -79,7 +79,9 @@ class Linearizer:
             v = {name: next(rest) for name in names}
             p = {name: next(rest) for name in names}
             f = {name: next(rest) for name in fixed_names}
-            there = replace(loss, parameters=p, fixed=f, batch=mapped(batch, lambda _: next(rest)))
+            there = replace(
+                loss, parameters=p, fixed=f, batch=mapped(batch, torch.Tensor, lambda _: next(rest))
+            )
             product = self._product(there, v)
             return [product[name] for name in names]
 

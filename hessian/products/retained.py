@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..empirical_risk.batch import leaves
+from thermoscope.nests import leaves
+
 from ..empirical_risk.memory import counted_saves
 from .matrix import CurvatureMatrix, LocalLoss, Multiply
 from .mode import LinearMaps, ProductMode
@@ -28,6 +29,6 @@ class Retained(ProductMode):
         """The map, and the bytes that autograd saves for it."""
         with counted_saves() as saved:
             multiply = prepared(loss)
-        held = (*loss.parameters.values(), *loss.fixed.values(), *leaves(loss.batch))
+        held = (*loss.parameters.values(), *loss.fixed.values(), *leaves(loss.batch, torch.Tensor))
         there = {t.untyped_storage().data_ptr() for t in held}
         return multiply, sum(size for pointer, size in saved.items() if pointer not in there)
