@@ -79,9 +79,8 @@ class Linearizer:
             v = {name: next(rest) for name in names}
             p = {name: next(rest) for name in names}
             f = {name: next(rest) for name in fixed_names}
-            there = replace(
-                loss, parameters=p, fixed=f, batch=mapped(batch, torch.Tensor, lambda _: next(rest))
-            )
+            traced = mapped(batch, torch.Tensor, lambda _: next(rest))
+            there = replace(loss, parameters=p, fixed=f, batch=traced)
             product = self._product(there, v)
             return [product[name] for name in names]
 

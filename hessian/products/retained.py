@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from thermoscope.nests import leaves
 
 from ..empirical_risk.memory import counted_saves

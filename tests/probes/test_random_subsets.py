@@ -73,7 +73,10 @@ def test_signs_are_fair_and_independent() -> None:
 
 
 def test_same_in_another_process() -> None:
-    code = "from probes.features.random_features import random_subset as r; print(r(10**9, 5, seed=7, name='é').tolist())"
+    code = (
+        "from probes.features.random_features import random_subset as r;"
+        "print(r(10**9, 5, seed=7, name='é').tolist())"
+    )
     env = {"PYTHONHASHSEED": "123", "PYTHONPATH": ":".join(p for p in sys.path if p)}
     printed = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120, check=True
