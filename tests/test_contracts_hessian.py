@@ -90,8 +90,7 @@ class Dense(ProductMode):
     def _written_out(self, matrix: CurvatureMatrix, loss: LocalLoss) -> Callable[[Tensors], Tensors]:
         self.made += 1
         units = torch.eye(sum(p.numel() for p in loss.parameters.values()), dtype=torch.float64)
-        columns = [flat(matrix.product(loss, shaped(unit, loss.parameters))) for unit in units]
-        written = torch.stack(columns, 1)
+        written = torch.stack([flat(matrix.product(loss, shaped(u, loss.parameters))) for u in units], 1)
         return lambda vector: shaped(written @ flat(vector), loss.parameters)
 
     def measured(self, prepared: Any, loss: LocalLoss) -> tuple[Any, int]:

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -113,3 +114,14 @@ def test_every_public_name_of_analysis_is_there_and_documented() -> None:
     assert set(analysis.__all__) <= set(dir(analysis))
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = analysis.nothing
+
+
+def test_the_how_tos_are_what_the_tests_do() -> None:
+    """Each class of CONTRIBUTING.md stands in a test, word for word, and takes no more than twenty lines."""
+    files = ["test_contracts_hessian.py", "test_contracts_probes.py", "analysis/test_families.py"]
+    tests = "".join((ROOT / "tests" / file).read_text() for file in files)
+    blocks = re.findall(r"```python\n(.*?)\n\n\n", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.S)
+    assert len(blocks) == 4
+    for block in blocks:
+        assert block in tests, block
+        assert len(block.splitlines()) <= 20, block

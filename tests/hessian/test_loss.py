@@ -457,3 +457,21 @@ def test_products_are_those_of_curvlinops() -> None:
     peer = curvlinops.HessianLinearOperator(model, nn.CrossEntropyLoss(), list(model.parameters()), batches)
     vector = np.random.default_rng(0).standard_normal(loss.size)
     np.testing.assert_allclose(loss.hessian() @ vector, peer.to_scipy() @ vector, atol=1e-12)
+
+
+def test_a_parameter_that_the_forward_does_not_use_has_no_gradient_and_no_curvature() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = nn.Linear(3, 2), nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.used(x)
+
+    torch.manual_seed(0)
+    model, x, y = Half(), torch.randn(6, 3), torch.arange(6) % 2
+    loss = Loss(model, F.cross_entropy, [(x, y)])
+    F.cross_entropy(model(x), y).backward()
+    expected = torch.cat([model.used.weight.grad.flatten(), model.used.bias.grad])
+    np.testing.assert_allclose(loss.gradient(), np.r_[expected.numpy(), np.zeros(8)], atol=1e-7)
+    assert not (loss.hessian() @ np.eye(16)[:, 8:]).any()
