@@ -27,8 +27,8 @@ import sys, os, time
 from pathlib import Path
 from analysis.runs.lock import exclusive
 with exclusive(Path(sys.argv[1]), "train"):
-    child = os.fork() if sys.argv[2] == "forking" else 1  # as a DataLoader does for its workers
-    if child:
+    child = os.fork() if sys.argv[2] == "forking" else 0  # as a DataLoader does for its workers
+    if not child:  # which has let go of the lock by now
         print("held", flush=True)
     time.sleep(60)
 """
