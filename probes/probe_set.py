@@ -16,12 +16,11 @@ from tqdm import tqdm
 from thermoscope.errors import ProbeError
 
 from .arguments import positive_number, whole_number
-from .features.auto import automatic_layers
-from .features.layer_reader import Batch, FeatureReader, Settled
+from .features.feature_reader import Batch, Settled
+from .features.layer_reader import LayerReader
 from .features.layout import LayoutText
-from .features.patterns import Pattern, Selection
+from .features.patterns import Pattern
 from .features.reduction import Reduce
-from .features.taps import Taps
 from .online.bank import Bank, ProbeSpec
 from .online.early_stopping import EarlyStopping
 from .online.labels import Labels
@@ -34,8 +33,7 @@ from .user_model import (
     device_of,
     held_fixed,
     plain_arithmetic,
-    takes_two,
-    to_device,
+    require_forward,
     unwrap,
 )
 
@@ -100,23 +98,18 @@ class ProbeSet:
         process_group: dist.ProcessGroup | None = None,
     ):
         self.model = unwrap(model)
-        self._is_auto = isinstance(layers, str) and layers == "auto"
-        selection = Selection(automatic_layers(self.model) if self._is_auto else layers, exclude)
         self._targets, self._seed = as_targets(num_classes, targets), whole_number("seed", seed)
         rates = lr if isinstance(lr, Iterable) and not isinstance(lr, (str, torch.Tensor)) else (lr,)
         self._lrs = tuple(positive_number("lr", rate) for rate in rates)
         if not self._lrs:
             raise ProbeError("lr=() names no learning rate: give one above 0, or several.")
-        if forward is not None and not takes_two(forward):
-            raise ProbeError(f"forward={forward!r} is no function (model, batch) -> (output, labels).")
-        self._forward = forward or default_forward
+        self._forward = default_forward if forward is None else forward
+        require_forward(self._forward)
         self._process_group = process_group
         self._every, self._calls = whole_number("every", every, least=1), 0
         self._bank = self._new_bank()
         self._layers: list[str] = []
-        self._reader = FeatureReader(self.model, reduce, seed, layout, is_lenient=self._is_auto)
-        skipped = self._reader.skipped if self._is_auto else None
-        self._taps = Taps(self.model, selection, self._reader, trace=self._reader.trace, skipped=skipped)
+        self._reader = LayerReader(self.model, layers, exclude, reduce, seed, layout)
 
     # -- life ---------------------------------------------------------------------------------------
 
@@ -130,8 +123,7 @@ class ProbeSet:
 
     def detach(self) -> None:
         """Remove every hook; the model is as if there had been no probes. Safe to call twice."""
-        self._taps.detach()
-        self._reader.forget()
+        self._reader.detach()
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -186,9 +178,9 @@ class ProbeSet:
         """
         if self._is_due:
             with self._reader.lent() as batch:
-                if batch is None and self._taps.error is None:
+                if batch is None:
                     raise ProbeError(_NO_FORWARD)
-                self._train(batch or {}, y)
+                self._train(batch, y)
                 self._reader.buffers.arrange(group.layers for group in self._bank.groups)
         elif not self._reader.take_notice():
             raise ProbeError(_NO_FORWARD)
@@ -216,11 +208,7 @@ class ProbeSet:
         self, batch: Batch, y: torch.Tensor | Mapping[str, torch.Tensor], *, training: bool
     ) -> Labels:
         """Check what the forward gave against its labels, and give new layers their probes."""
-        if self._taps.error is not None:
-            error, self._taps.error = self._taps.error, None
-            raise error
-        self._taps.require_matches(all_of_them=not self._is_auto)
-        self._reader.require_layers(self._taps.known_names())
+        self._reader.require_all_found()
         absent = [layer for layer in self._bank.specs if layer not in batch]
         if training and absent:
             raise ProbeError(
@@ -230,9 +218,15 @@ class ProbeSet:
             )
         device = next((x.device for x, _ in batch.values()), torch.device("cpu"))
         labels = Labels(y, self._targets, device)
-        self._drop_or_refuse(batch, labels.examples)
+        odd = {len(x) for x, _ in batch.values() if len(x) != labels.examples}
+        if len(odd) == 1 and all(len(x) in odd for x, _ in batch.values()):
+            raise ProbeError(
+                f"{labels.examples} labels were given for a batch of {odd.pop()} examples; pass step() the "
+                "labels of the last batch that the model saw."
+            )
+        self._reader.require_examples(batch, labels.examples, relied_on=self._bank.specs)
         bound = self._reader.bound
-        ran, specs = [name for name in self._taps.order if name in batch], self._bank.specs
+        ran, specs = list(batch), self._bank.specs
         if training or not self._bank.steps:
             found = {layer: bound[layer] for layer in ran if layer not in specs}
             self._bank.add([ProbeSpec(n, b.size, b.positions) for n, b in found.items()], device)
@@ -243,27 +237,6 @@ class ProbeSet:
             if valid is not None and bound[layer].positions:
                 labels.note_valid(valid)
         return labels
-
-    def _drop_or_refuse(self, batch: Batch, examples: int) -> None:
-        """Every layer must have one entry per label; where `"auto"` chose one that has not, it goes."""
-        odd = {layer: len(x) for layer, (x, _) in batch.items() if len(x) != examples}
-        if odd and len(odd) == len(batch) and len(set(odd.values())) == 1:
-            raise ProbeError(
-                f"{examples} labels were given for a batch of {next(iter(odd.values()))} examples; pass "
-                "step() the labels of the last batch that the model saw."
-            )
-        for layer, rows in odd.items():
-            problem = (
-                f"layer {layer!r} gives {rows} rows for a batch of {examples} examples, so its rows are "
-                "not examples (windows or tokens, perhaps); probe the block around it."
-            )
-            if not self._is_auto or layer in self._bank.specs:
-                raise ProbeError(problem)
-            self._reader.skipped[layer] = problem
-            del batch[layer]
-        if not batch:
-            reasons = "".join(f" {reason}" for reason in list(self.skipped.values())[:1])
-            raise ProbeError(f"no layer of this model could be probed; name some with layers=[...].{reasons}")
 
     def fit(
         self,
@@ -389,36 +362,20 @@ class ProbeSet:
 
     @contextmanager
     def _held_fixed(self, *loaders: object) -> Iterator[None]:
-        waiting, self._taps.error = self._taps.error, None  # of a forward whose labels are yet to come
-        try:
-            with held_fixed(self.model, *loaders), self._reader.reading_everything():
-                yield
-        finally:
-            self._taps.error = waiting
+        with held_fixed(self.model, *loaders), self._reader.reading_everything():
+            yield
 
     def _batches(
         self, loader: Iterable[Any], text: str, progress: bool
     ) -> Iterator[tuple[Any, Any, Batch, Any]]:
         """Run the model on each batch: the batch, its output, the layers' features, and the labels."""
-        device = device_of(self.model)
         if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
             raise ProbeError(f"{loader!r} is no loader; give something that can be iterated for batches.")
         with tqdm(desc=text, unit="example", leave=False, disable=None if progress else True) as bar:
             for batch in loader:
-                self._reader.features = None
-                given = self._forward(self.model, to_device(batch, device))
-                if not isinstance(given, (tuple, list)) or len(given) != 2:
-                    raise ProbeError(
-                        f"the forward function gave a {type(given).__name__}; it has to return a pair "
-                        "(output, labels)."
-                    )
-                features = self._reader.take()
-                if features is None:
-                    raise self._taps.error or ProbeError(
-                        "the forward function did not call the model, so no layer could be read."
-                    )
+                output, labels, features = self._reader.run(self._forward, batch)
                 bar.update(next((len(x) for x, _ in features.values()), 0))
-                yield batch, given[0], features, given[1]
+                yield batch, output, features, labels
 
 
 def _merged(new: list[str], old: list[str]) -> list[str]:

@@ -23,8 +23,9 @@ __all__ = [
     "default_forward",
     "device_of",
     "held_fixed",
+    "outcome",
     "plain_arithmetic",
-    "takes_two",
+    "require_forward",
     "to_device",
     "unwrap",
 ]
@@ -70,8 +71,31 @@ def default_forward(model: nn.Module, batch: Any) -> tuple[Any, Any]:
     return output_for(model, batch, ProbeError, remedy), batch[key]
 
 
-def takes_two(function: Any) -> bool:
-    """Whether it can be called with two arguments, as far as it tells."""
+def outcome(forward: Forward, model: nn.Module, batch: Any) -> tuple[Any, Any]:
+    """The output and the labels that a forward function gives.
+
+    Raises:
+        ProbeError: if it gives anything but a pair.
+    """
+    given: Any = forward(model, batch)
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        raise ProbeError(
+            f"the forward function gave a {type(given).__name__}; it has to return a pair (output, labels)."
+        )
+    return given[0], given[1]
+
+
+def require_forward(forward: Any) -> None:
+    """Refuse a forward function that cannot be called with a model and a batch, as far as it tells.
+
+    Raises:
+        ProbeError: if it cannot.
+    """
+    if not _takes_two(forward):
+        raise ProbeError(f"forward={forward!r} is no function (model, batch) -> (output, labels).")
+
+
+def _takes_two(function: Any) -> bool:
     try:
         inspect.signature(function).bind(None, None)
     except TypeError:  # also of what cannot be called at all

@@ -15,7 +15,7 @@ from torch import nn
 from thermoscope.errors import ProbeError
 from thermoscope.nearest import the_nearest
 
-__all__ = ["HookPoint", "Pattern", "Selection", "glob_matches", "no_such_layer"]
+__all__ = ["HookPoint", "Pattern", "Selection", "as_list", "glob_matches", "no_such_layer"]
 
 Pattern: TypeAlias = "str | re.Pattern[str] | type[nn.Module] | nn.Module | Callable[[HookPoint], bool]"
 INPUT, OUTPUT = "input", "output"  # the names of the model's own input and output
@@ -60,13 +60,24 @@ class Selection:
     In a glob `*` and `?` stop at dots and `**` does not. A glob whose last part is only `*` or `**`
     means modules; one with a letter there (`layer*.*.add`, `**.relu*`) means operations as well.
     Types select every call of such modules, a module every call of itself. Predicates are asked about module
-    outputs and operations.
+    outputs and operations. Layers that are named in `also` are wanted besides, whatever `exclude` says.
+
+    Attributes:
+        include: the patterns that somebody asked for.
+        asked: names of the points that these have selected so far.
     """
 
-    def __init__(self, include: Pattern | Iterable[Pattern], exclude: Pattern | Iterable[Pattern] = ()):
-        self.include = _as_list(include)
+    def __init__(
+        self,
+        include: Pattern | Iterable[Pattern],
+        exclude: Pattern | Iterable[Pattern] = (),
+        also: Iterable[str] = (),
+    ):
+        self.include = as_list(include)
+        self.asked: set[str] = set()
         self._include = [_Matcher(pattern) for pattern in self.include]
-        self._exclude = [_Matcher(pattern) for pattern in _as_list(exclude)]
+        self._also = [_Matcher(name) for name in also]
+        self._exclude = [_Matcher(pattern) for pattern in as_list(exclude)]
         if not self._include:
             raise ProbeError("no layers were asked for: pass at least one name, glob or type in `layers`.")
 
@@ -77,11 +88,16 @@ class Selection:
             for point in matcher.points(candidate):
                 if not any(point in m.points(candidate) or m.takes(candidate) for m in self._exclude):
                     found.setdefault(point.name, point)
+        self.asked.update(found)
+        for matcher in self._also:
+            for point in matcher.points(candidate):
+                found.setdefault(point.name, point)
         return list(found.values())
 
     def may_hold_operations(self, scope: str, module: nn.Module) -> bool:
         """Whether an operation that runs directly in this module could be wanted."""
-        return not _is_primitive(module) and any(m.may_hold_operations(scope, module) for m in self._include)
+        wanted = (*self._include, *self._also)
+        return not _is_primitive(module) and any(m.may_hold_operations(scope, module) for m in wanted)
 
     def concerned(self, model: nn.Module) -> set[str]:
         """Paths of the modules whose calls matter: those that may be wanted, and the model itself.
@@ -94,7 +110,7 @@ class Selection:
         return {"", *(path for path, module in modules.items() if self._may_want(path, module))}
 
     def _may_want(self, path: str, module: nn.Module) -> bool:
-        return any(matcher.may_want(path, module) for matcher in self._include)
+        return any(matcher.may_want(path, module) for matcher in (*self._include, *self._also))
 
     def unmatched(self, candidates: Iterable[HookPoint]) -> list[Pattern]:
         """The patterns that none of these module calls and operations satisfies."""
@@ -215,7 +231,8 @@ class _Matcher:
         return _may_be_operation(self.leaf) and any(self.may_hold_operations(*scope) for scope in scopes)
 
 
-def _as_list(patterns: Pattern | Iterable[Pattern]) -> list[Pattern]:
+def as_list(patterns: Pattern | Iterable[Pattern]) -> list[Pattern]:
+    """One pattern or several, as several."""
     if isinstance(patterns, (str, re.Pattern, type, nn.Module)) or not isinstance(patterns, Iterable):
         return [patterns]
     return list(patterns)

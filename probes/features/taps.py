@@ -7,7 +7,7 @@ import re
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from inspect import getattr_static
 from types import FrameType
@@ -60,8 +60,8 @@ class Taps:
     Forwards whose tensors hold no values are not read: those that `torch.func`, `torch.export` and other
     tracers run.
 
-    A `trace` follows the forwards in which it is wanted. With `stop_after`, one that is not followed ends
-    with `ForwardStopped` as soon as so many points were handed over; the receiver is told that it has ended.
+    A `trace` follows the forwards in which it is wanted. After `narrow`, one that is not followed ends with
+    `ForwardStopped` as soon as all points were handed over; the receiver is told that it has ended.
     """
 
     def __init__(
@@ -75,8 +75,7 @@ class Taps:
     ):
         selection.check(model)
         self.error: ProbeError | None = None
-        self.stop_after: int | None = None
-        self.order: list[str] = []  # names of the points of the last complete forward, in execution order
+        self._stop_after: int | None = None
         self._model, self._selection, self._receiver = model, selection, receiver
         self._trace, self._skipped = trace, skipped
         self._paths = {id(module): path for path, module in model.named_modules()}
@@ -87,7 +86,7 @@ class Taps:
         self._holds_operations: dict[str, bool] = {}  # by path, as far as was asked
         self._frames: list[Frame] = []
         self._calls: Counter[str] = Counter()
-        self._order: list[str] = []
+        self._handed_over = 0  # points, in the forward under way
         self._pruned = 0  # candidates that were known when unused hooks were last removed
         self._batch: int | None = None  # examples in the forward under way, if its first argument tells
         self._live = self._complete = self._all_matched = False
@@ -121,6 +120,23 @@ class Taps:
                 handle.remove()
         self._hooks.clear()
         _forget_compiled(self._model)
+
+    @property
+    def stops(self) -> bool:
+        """Whether forwards end as soon as all has been read."""
+        return self._stop_after is not None
+
+    def narrow(self, names: Sequence[str]) -> None:
+        """Read only these of the points that were read so far, and stop each forward after the last."""
+        self._selection, self._skipped, self._stop_after = Selection(names), None, len(names)
+        self._wanted.clear()
+        self._holds_operations.clear()
+        self._pruned = 0
+        _forget_compiled(self._model)
+
+    def run_whole(self) -> None:
+        """Stop no forward any more."""
+        self._stop_after = None
 
     def require_matches(self, all_of_them: bool = True) -> None:
         """Refuse a selection of which a part, or everything inside the model, matched nothing so far.
@@ -215,7 +231,6 @@ class Taps:
             return
         complete, self._live = self._complete or self._has_enough(), False
         if complete:
-            self.order = self._order
             if len(self._wanted) > self._pruned:
                 self._pruned = len(self._wanted)
                 self._prune()
@@ -288,7 +303,7 @@ class Taps:
                     continue
                 with torch._C.DisableTorchFunction():  # hidden from other modes, such as other taps'
                     self._receiver.receive(point, value)
-                self._order.append(point.name)
+                self._handed_over += 1
                 if self._has_enough() and point.name != OUTPUT:  # which the forward has at its end
                     raise ForwardStopped
             except ForwardStopped:
@@ -299,7 +314,7 @@ class Taps:
     def _has_enough(self) -> bool:
         if self._trace is not None and self._trace.is_active:  # what comes may tell of what has been
             return False
-        return self.stop_after is not None and len(self._order) >= self.stop_after and self.error is None
+        return self._stop_after is not None and self._handed_over >= self._stop_after and self.error is None
 
     def _candidate(
         self, name: str, kind: Literal["output", "operation"], scope: str, type_name: str, module: nn.Module
@@ -328,7 +343,7 @@ class Taps:
             self._trace.stop()
         self._calls.clear()
         self._places.moved.clear()
-        self._order = []
+        self._handed_over = 0
         self._call = None
         self._live = self._complete = False
 

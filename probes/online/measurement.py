@@ -13,7 +13,7 @@ from thermoscope.batches import logits_of
 from thermoscope.errors import ProbeError
 
 from ..digests import input_digests, mixed
-from ..features.layer_reader import Batch
+from ..features.feature_reader import Batch
 from ..features.reduction import BoundReduction
 from ..intervals import normal
 from ..mean_se import Tally

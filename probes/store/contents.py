@@ -20,8 +20,9 @@ from typing import Any
 from thermoscope.errors import ProbeError
 
 from .columns import Column, Digest, file_name
-from .layer_run import SINGLE, StoredLayer
 from .records import checksum, read_record, write_record
+from .rows import SINGLE, LabelKinds, StoredLayer
+from .writer import Stored
 
 __all__ = ["Data", "Manifest", "Settings", "checkpoint_folder", "checkpoints", "layer_column"]
 
@@ -47,7 +48,7 @@ class Data:
     """
 
     rows: int
-    labels: Mapping[str, tuple[str, tuple[int, ...]]]
+    labels: LabelKinds
     holdings: str
     digests: Mapping[str, Digest]
 
@@ -58,6 +59,11 @@ class Data:
             name: "labels.npy" if name == SINGLE else file_name(f"labels-{name}") for name in self.labels
         }
         return [inputs, *(Column(store / names[n], d, self.rows, s) for n, (d, s) in self.labels.items())]
+
+    def stored(self, store: Path) -> list[Stored]:
+        """The same, to compare others with."""
+        what = ["inputs", *(f"labels {name}".strip() for name in self.labels)]
+        return [Stored(c.read(), text, store) for c, text in zip(self.columns(store), what, strict=True)]
 
     def write(self, store: Path) -> None:
         """Put it on record."""

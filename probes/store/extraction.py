@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import torch.distributed as dist
 from torch import nn
+from tqdm import tqdm
 
 from thermoscope.errors import ProbeError
 
-from ..digests import Digests, input_digests, model_digest
+from ..digests import model_digest
+from ..features.layer_reader import LayerReader
 from ..features.reduction import parse_reduction
 from ..user_model import held_fixed
 from .contents import Data, Manifest, Settings, checkpoint_folder, layer_column
+from .estimate import Estimate
 from .job import Job, Lock
-from .layer_run import LayerRun, Request, StoredLayer, Tensors
-from .one_pass import Estimate, First, Pass, features_of, kinds_of, labels_of, stored_data
 from .processes import Processes
 from .recognition import require_same_features, tolerance_of
 from .records import checksum
-from .source import Opening, Source
-from .writer import Stored
+from .rows import Request, Rows, StoredLayer, layers_to_store
+from .source import NumberedBatch, Source
+from .writer import Stored, Writer
 
 __all__ = ["Extraction"]
+
+_MANY = 50  # batches beside which a further one does not count
 
 
 class Extraction:
@@ -45,7 +51,6 @@ class Extraction:
         report: Callable[[Estimate], None] | None,
         group: dist.ProcessGroup | None,
     ):
-        request.selection(model).check(model)
         autocast = None if request.autocast is None else str(request.autocast).removeprefix("torch.")
         self._settings = Settings(dtype, autocast, request.seed)
         self._model, self._loader, self._store, self._request = model, loader, store, request
@@ -62,26 +67,47 @@ class Extraction:
             The data, the checkpoint's manifest, the layers that the request means, and those left out.
         """
         data, manifest = Data.read(self._store), self._manifest()
+        have = () if manifest is None else manifest.layers
         self._processes.wait()  # nobody writes until everybody has read
-        with held_fixed(self._model, self._loader):
-            opening = self._source.first()
+        with held_fixed(self._model, self._loader), self._reading(have) as reader:
+            batch = self._source.first()
             if data is not None:
                 if self._source.is_counted_quickly:
                     self._require_rows(data)
-                self._stored_inputs(data).compare(0, opening.inputs)
-            first = self._look_at(opening)
-            have = [] if manifest is None else list(manifest.layers)
-            missing = self._missing(first.layers, have)
-            order = [layer.name for layer in missing]
+                self._stored_inputs(data).compare(0, batch.inputs)
+            begin = time.perf_counter()
+            first = self._rows(reader, batch)
+            seconds = time.perf_counter() - begin
+            asked = layers_to_store(reader, first)
+            missing = self._missing(asked, have)
             if data is not None and have:
-                order = self._recognise(data, have, missing, first)
+                self._compare(data, have, first, reader)
+                if not missing:
+                    self._look_again(data, have, reader)
             if missing:
-                self._pass(self._job(data, order, missing, first), first)
+                self._pass(self._job(data, missing, have, first), reader, first, seconds)
         self._processes.first_does(lambda: Job.clear_traces(self._store, self._id))
         data, manifest = Data.read(self._store), self._manifest()
         assert data is not None
         assert manifest is not None
-        return data, manifest, tuple(layer.name for layer in first.layers), first.skipped
+        return data, manifest, tuple(layer.name for layer in asked), dict(reader.skipped)
+
+    @contextmanager
+    def _reading(self, have: Sequence[StoredLayer]) -> Iterator[LayerReader]:
+        """What reads the layers that are asked for, and those that the store has as they were read for it.
+
+        How those were reduced is not known if it was by a user's own reduction: they only run.
+        """
+        reductions = {x.name: x.reduction if _is_reduction(x.reduction) else "flatten" for x in have}
+        reader = self._request.reader(self._model, reductions)
+        try:
+            with reader.reading_everything():
+                yield reader
+        finally:
+            reader.detach()
+
+    def _rows(self, reader: LayerReader, batch: NumberedBatch) -> Rows:
+        return self._request.rows(reader, self._model, batch)
 
     # -- what there is, and what is to be done -------------------------------------------------------
 
@@ -105,19 +131,9 @@ class Extraction:
             )
 
     def _stored_inputs(self, data: Data) -> Stored:
-        return Stored(data.columns(self._store)[0].read(), "inputs", self._store)
+        return data.stored(self._store)[0]
 
-    def _look_at(self, opening: Opening) -> First:
-        """Run the first batch whole, to see what the request means."""
-        begin = time.perf_counter()
-        with LayerRun(self._model, self._request) as run:
-            features, labels = run(opening.batch, 0)
-            layers = run.stored_layers(features, len(next(iter(labels.values()))))
-            skipped = dict(run.skipped)
-            layouts = run.layouts
-        return First(opening, layers, skipped, features, labels, time.perf_counter() - begin, layouts)
-
-    def _missing(self, wanted: list[StoredLayer], have: list[StoredLayer]) -> list[StoredLayer]:
+    def _missing(self, wanted: Sequence[StoredLayer], have: Sequence[StoredLayer]) -> list[StoredLayer]:
         known = {layer.name: layer for layer in have}
         for layer in wanted:
             other = known.get(layer.name, layer)
@@ -128,111 +144,80 @@ class Extraction:
                 )
         return [layer for layer in wanted if layer.name not in known]
 
-    def _recognise(
-        self, data: Data, have: list[StoredLayer], missing: list[StoredLayer], first: First
-    ) -> list[str]:
-        """Look whether model and data are still those of the layers that the store has.
+    def _look_again(self, data: Data, have: Sequence[StoredLayer], reader: LayerReader) -> None:
+        """Look further than at the first batch, where nothing is missing and no pass compares all rows.
 
-        The first batch is compared with what is stored. Where nothing is missing, so that no pass compares
-        the inputs of all rows, two more batches are, and all inputs unless the data set holds the same.
-
-        Returns:
-            The names of all layers in execution order.
+        Two more batches are compared with what is stored, and all inputs unless the data set holds the same.
 
         Raises:
             ProbeError: naming what differs.
         """
-        numbers: list[int] = []
-        if not missing:
-            self._require_rows(data)
-            count = len(self._source.sizes)
-            numbers = sorted({count // 2, count - 1} - {0})
-            if not self._source.holdings or self._source.holdings != data.holdings:
-                for row, inputs in self._source.inputs(range(count)):
-                    self._stored_inputs(data).compare(row, inputs)
-        with LayerRun(self._model, self._of_all(have, missing, first)) as run:
-            features, labels = run(first.opening.batch, 0)
-            order = list(features)
-            self._compare(data, have, 0, first.opening.inputs, features, labels, run)
-            for number, batch in self._source.batches(numbers):
-                inputs = input_digests(batch, int(self._source.sizes[number]))
-                self._compare(data, have, number, inputs, *run(batch, number), run)
-        return order
+        self._require_rows(data)
+        count = len(self._source.sizes)
+        if not self._source.holdings or self._source.holdings != data.holdings:
+            self._compare_inputs(self._stored_inputs(data), range(count))
+        for batch in self._source.batches(sorted({count // 2, count - 1} - {0})):
+            self._compare(data, have, self._rows(reader, batch), reader)
 
-    def _of_all(self, have: list[StoredLayer], missing: list[StoredLayer], first: First) -> Request:
-        """The request of all layers: those that are asked for as they are, the others as they were.
+    def _compare_inputs(self, stored: Stored, numbers: Sequence[int]) -> None:
+        for batch in self._source.batches(numbers):
+            stored.compare(batch.start, batch.inputs)
 
-        How others were reduced is not known if it was by a user's own reduction: they only run.
-        """
-        own, asked = self._request.reduce, {layer.name for layer in first.layers}
-        stored = {layer.name: layer.reduction for layer in have if _is_reduction(layer.reduction)}
-        stored = {**{layer.name: "flatten" for layer in have if layer.name not in asked}, **stored}
-        names = (*(layer.name for layer in have), *(layer.name for layer in missing))
-        reduce = {**stored, **(own if isinstance(own, Mapping) else {"**": own})}
-        return replace(self._request, layers=names, exclude=(), reduce=reduce)
-
-    def _compare(
-        self,
-        data: Data,
-        have: list[StoredLayer],
-        number: int,
-        inputs: Digests,
-        features: Tensors,
-        labels: Tensors,
-        run: LayerRun,
-    ) -> None:
+    def _compare(self, data: Data, have: Sequence[StoredLayer], rows: Rows, reader: LayerReader) -> None:
         """Refuse a batch that is not as it is stored."""
-        row, rows = int(self._source.starts[number]), int(self._source.sizes[number])
         for layer in have:
-            if run.reduction(layer.name) == layer.reduction:
+            bound = reader.bound.get(layer.name)
+            if bound is None or bound.text == layer.reduction:
                 column = layer_column(self._folder, layer, self._settings, data.rows)
-                self._require_features(layer, column.read(), row, features, number)
-        self._require_labels(data, labels)
-        blocks = [inputs, *(y.cpu().numpy() for y in labels_of(labels, rows, number, data.labels))]
-        for stored, block in zip(stored_data(data, self._store), blocks, strict=True):
-            stored.compare(row, block)
+                self._require_features(layer, column.read(), rows)
+        self._require_labels(data, rows)
+        blocks = [rows.batch.inputs, *(y.cpu().numpy() for y in rows.labels_of(data.labels))]
+        for stored, block in zip(data.stored(self._store), blocks, strict=True):
+            stored.compare(rows.batch.start, block)
 
-    def _require_features(
-        self, layer: StoredLayer, stored: npt.NDArray[Any], row: int, features: Tensors, number: int
-    ) -> None:
-        """Refuse a batch whose features of a layer are others than those stored from row `row` on."""
-        rows = int(self._source.sizes[number])
-        found = features_of(layer, features, rows, number, self._settings.dtype).cpu().numpy()
+    def _require_features(self, layer: StoredLayer, stored: npt.NDArray[Any], rows: Rows) -> None:
+        """Refuse a batch whose features of a layer are others than those in the layer's array."""
+        start = rows.batch.start
+        found = rows.of(layer, self._settings.dtype).cpu().numpy()
         tolerance = tolerance_of(self._model, self._request.autocast)
-        require_same_features(layer.name, row, stored[row : row + rows], found, tolerance, self._store)
+        own = stored[start : start + len(found)]
+        require_same_features(layer.name, start, own, found, tolerance, self._store)
 
-    def _require_labels(self, data: Data, labels: Tensors) -> None:
-        found = kinds_of(labels)
+    def _require_labels(self, data: Data, rows: Rows) -> None:
+        found = rows.kinds
         if found != data.labels:
             raise ProbeError(
                 f"the labels are {found}, in the store {self._store} {dict(data.labels)}: it belongs to "
                 "other data, so choose another folder."
             )
 
-    def _job(self, data: Data | None, order: list[str], missing: list[StoredLayer], first: First) -> Job:
+    def _job(
+        self, data: Data | None, missing: Sequence[StoredLayer], have: Sequence[StoredLayer], first: Rows
+    ) -> Job:
         if data is not None:
             self._require_rows(data)
-            self._require_labels(data, first.labels)
-        sizes = self._source.sizes
+            self._require_labels(data, first)
+        sizes, names = self._source.sizes, {layer.name for layer in (*missing, *have)}
         return Job(
             model=self._id,
             settings=self._settings,
             layers=tuple(missing),
-            order=tuple(order),
+            order=tuple(name for name in first.features if name in names),
             batches=len(sizes),
             rows=int(sizes.sum()),
             sizes=checksum(sizes.tolist()),
-            labels=kinds_of(first.labels),
+            labels=first.kinds,
             holdings=self._source.holdings,
             with_data=data is None,
         )
 
     # -- the pass -----------------------------------------------------------------------------------
 
-    def _pass(self, job: Job, first: First) -> None:
-        inputs = first.opening.inputs
+    def _pass(self, job: Job, reader: LayerReader, first: Rows, seconds: float) -> None:
+        """Do what a job still needs, of which the first batch took so long to compute."""
         own = asdict(replace(job, holdings=""))  # which may name a process's own folder
-        self._processes.require_same(checksum([own, inputs.tolist()]), "models, data or layers")
+        inputs = first.batch.inputs.tolist()
+        self._processes.require_same(checksum([own, inputs]), "models, data or layers")
         lock = Lock(self._store)
         try:
             self._processes.first_does(lock.acquire)
@@ -242,19 +227,14 @@ class Extraction:
             self._require_same_job(job, todo, first)
             self._processes.require_same(checksum(todo.tolist()), "views of the store's folder")
             if len(todo):
-                options = replace(self._request, layers=tuple(x.name for x in job.layers), exclude=())
-                with LayerRun(self._model, options, len(job.layers), first.layouts) as run:
-                    one = Pass(job, self._store, self._source, run, first)
-                    estimate = one.estimate(todo, self._processes.size)
-                    if self._report is not None and self._processes.rank == 0:
-                        self._report(estimate)
-                    one.run(todo[self._processes.rank :: self._processes.size], estimate, self._is_mute)
+                reader.narrow([layer.name for layer in job.layers])
+                self._extract(job, todo, reader, first, seconds)
             self._processes.wait()
             self._processes.first_does(lambda: job.finish(self._store))
         finally:
             lock.release()
 
-    def _require_same_job(self, job: Job, todo: npt.NDArray[np.int64], first: First) -> None:
+    def _require_same_job(self, job: Job, todo: npt.NDArray[np.int64], first: Rows) -> None:
         """Refuse to go on with what was begun with other data or another model, by what is done of it."""
         done = np.setdiff1d(np.arange(job.batches), todo).tolist()
         if not done:
@@ -262,13 +242,57 @@ class Extraction:
         data = Data(job.rows, job.labels, job.holdings, {})
         stored = Stored(data.columns(self._store)[0].raw(), "inputs", self._store)
         if 0 in done:
-            stored.compare(0, first.opening.inputs)
+            stored.compare(0, first.batch.inputs)
             for layer in job.layers:
                 column = layer_column(self._folder, layer, self._settings, job.rows)
-                self._require_features(layer, column.raw(), 0, first.features, 0)
+                self._require_features(layer, column.raw(), first)
         if not job.holdings or job.holdings != self._source.holdings:
-            for row, inputs in self._source.inputs(done):
-                stored.compare(row, inputs)
+            self._compare_inputs(stored, done)
+
+    def _extract(
+        self, job: Job, todo: npt.NDArray[np.int64], reader: LayerReader, first: Rows, seconds: float
+    ) -> None:
+        """Extract this process's share of the batches with these numbers.
+
+        Raises:
+            ProbeError: for rows that cannot be stored or that are not those of the store, and a full disk.
+        """
+        rank, size = self._processes.rank, self._processes.size
+        if len(todo) > _MANY:  # without what only a first forward takes
+            begin = time.perf_counter()
+            self._rows(reader, first.batch)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds = time.perf_counter() - begin
+        columns, mine = job.columns(self._store), todo[rank::size]
+        estimate = Estimate.of(columns, self._source, todo, seconds, size, self._store)
+        if self._report is not None and rank == 0:
+            self._report(estimate)
+        data = None if job.with_data else Data.read(self._store)
+        stored = [] if data is None else data.stored(self._store)
+        names = [layer.name for layer in job.layers]
+        with (
+            tqdm(
+                desc=f"extract {estimate.bytes / 1e9:.3g} GB",
+                total=int(self._source.sizes[mine].sum()),
+                unit="row",
+                leave=False,
+                disable=True if self._is_mute else None,
+            ) as bar,
+            Writer(columns, names, stored, job.progress(self._store)) as writer,
+        ):
+            for rows in self._all_rows(mine.tolist(), reader, first):
+                features = [rows.of(layer, job.settings.dtype) for layer in job.layers]
+                batch, labels = rows.batch, rows.labels_of(job.labels)
+                writer.put(batch.number, batch.start, [batch.inputs, *labels], features)
+                bar.update(batch.rows)
+
+    def _all_rows(self, numbers: list[int], reader: LayerReader, first: Rows) -> Iterator[Rows]:
+        """The rows of each batch; the first one's are there already."""
+        if 0 in numbers:
+            yield first
+        for batch in self._source.batches([number for number in numbers if number]):
+            yield self._rows(reader, batch)
 
 
 def _is_reduction(text: str) -> bool:

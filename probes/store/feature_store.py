@@ -24,12 +24,12 @@ from ..digests import model_digest
 from ..features.layout import LayoutText
 from ..features.patterns import Pattern
 from ..features.reduction import Reduce
-from ..user_model import Forward, default_forward, unwrap
+from ..user_model import Forward, default_forward, require_forward, unwrap
 from .columns import Column, Digest
 from .contents import Data, Manifest, checkpoint_folder, checkpoints, layer_column
+from .estimate import Estimate
 from .extraction import Extraction
-from .layer_run import SINGLE, Request, listed
-from .one_pass import Estimate
+from .rows import SINGLE, Request
 
 __all__ = ["FeatureStore"]
 
@@ -146,12 +146,10 @@ class FeatureStore:
             )
         if autocast not in (None, torch.bfloat16, torch.float16):
             raise ProbeError(f"autocast={autocast!r} is no mixed precision; use torch.bfloat16 or float16.")
-        if not callable(forward) and forward is not None:
-            raise ProbeError(f"forward={forward!r} is no function; give one of the model and a batch.")
+        forward = default_forward if forward is None else forward
+        require_forward(forward)
         seed = whole_number("seed", seed)
-        request = Request(
-            listed(layers), listed(exclude), reduce, forward or default_forward, autocast, seed, layout
-        )
+        request = Request(layers, exclude, reduce, forward, autocast, seed, layout)
         store, inner = _folder(path), unwrap(model)
         extraction = Extraction(inner, loader, store, request, dtype, progress, report, process_group)
         return cls(store, *extraction.run())

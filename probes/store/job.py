@@ -17,8 +17,8 @@ from thermoscope.files import drop_partial_files, readable_errors
 
 from .columns import Column, Digest, hexadecimal
 from .contents import Data, Manifest, Settings, checkpoint_folder, checkpoints, layer_column
-from .layer_run import StoredLayer
 from .records import read_record, write_record
+from .rows import LabelKinds, StoredLayer
 from .writer import Progress
 
 __all__ = ["Job", "Lock"]
@@ -53,7 +53,7 @@ class Job:
     batches: int
     rows: int
     sizes: str
-    labels: Mapping[str, tuple[str, tuple[int, ...]]]
+    labels: LabelKinds
     holdings: str
     with_data: bool
 

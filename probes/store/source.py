@@ -27,18 +27,24 @@ from thermoscope.nests import leaves
 from ..digests import Digests, input_digests
 from .holdings import holdings_digest
 
-__all__ = ["Opening", "Source"]
+__all__ = ["NumberedBatch", "Source"]
 
 _SHUFFLING = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 @dataclass(frozen=True)
-class Opening:
-    """The first batch, the digests of its rows, and how long it took to load."""
+class NumberedBatch:
+    """A batch by its number, the number of its first row, what the loader gave, and its rows' digests."""
 
-    batch: Any
+    number: int
+    start: int
+    given: Any
     inputs: Digests
-    seconds: float
+
+    @property
+    def rows(self) -> int:
+        """Examples."""
+        return len(self.inputs)
 
 
 class Source:
@@ -46,6 +52,9 @@ class Source:
 
     A `DataLoader` over a data set with a length loads only the batches that are asked for. Anything else that
     can be iterated again and again is gone through from its beginning, and once more at first to count.
+
+    Attributes:
+        loading: seconds that the first batch took to load.
 
     Raises:
         ProbeError: for a loader that shuffles, or gives each process its own part.
@@ -70,7 +79,7 @@ class Source:
                 "the loader can be gone through only once; pass one that can be iterated again and again, "
                 "such as a list or a DataLoader."
             )
-        self._loader = loader
+        self._loader, self.loading = loader, 0.0
         self._sliced = _sliceable(loader)
 
     @property
@@ -107,17 +116,12 @@ class Source:
         assert self._sliced.batch_sampler is not None
         return list(self._sliced.batch_sampler)
 
-    def inputs(self, wanted: Sequence[int]) -> Iterator[tuple[int, Digests]]:
-        """First row and digests of the rows, of the batches with these ascending numbers."""
-        for number, batch in self.batches(wanted):
-            yield int(self.starts[number]), input_digests(batch, int(self.sizes[number]))
-
     @property
     def workers(self) -> int:
         """Processes that load batches."""
         return int(getattr(self._loader, "num_workers", 0))
 
-    def first(self) -> Opening:
+    def first(self) -> NumberedBatch:
         """The first batch.
 
         Raises:
@@ -130,28 +134,29 @@ class Source:
             )
         return again
 
-    def _open(self) -> Opening:
+    def _open(self) -> NumberedBatch:
         begin = time.perf_counter()
         _, batch = next(self._iterate([0]), (0, None))
         if batch is None:
             raise ProbeError("the loader gave no batch, so there are no features to extract.")
-        seconds = time.perf_counter() - begin
+        self.loading = time.perf_counter() - begin
         rows = rows_of(batch) if self._sliced is None else int(self.sizes[0])
-        return Opening(batch, input_digests(batch, rows), seconds)
+        return NumberedBatch(0, 0, batch, input_digests(batch, rows))
 
-    def batches(self, wanted: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    def batches(self, wanted: Sequence[int]) -> Iterator[NumberedBatch]:
         """The batches with these ascending numbers.
 
         Raises:
             ProbeError: if there are fewer than there were.
         """
-        given = 0
+        count = 0
         for number, batch in self._iterate(wanted):
-            given += 1
-            yield number, batch
-        if given < len(wanted):
+            count += 1
+            inputs = input_digests(batch, int(self.sizes[number]))
+            yield NumberedBatch(number, int(self.starts[number]), batch, inputs)
+        if count < len(wanted):
             raise ProbeError(
-                f"the loader ended before batch {wanted[given]} of {len(self.sizes)}; pass one that gives "
+                f"the loader ended before batch {wanted[count]} of {len(self.sizes)}; pass one that gives "
                 "the same batches in every pass."
             )
 
@@ -194,25 +199,8 @@ def _sliceable(loader: Iterable[Any]) -> DataLoader[Any] | None:
     return loader if loader.batch_sampler is not None else None
 
 
-class _SomeBatches:
-    """The index lists of some batches."""
-
-    def __init__(self, batches: Iterable[Sequence[Any]], wanted: Sequence[int]):
-        self._batches, self._wanted = batches, wanted
-
-    def __iter__(self) -> Iterator[Sequence[Any]]:
-        remaining = iter(self._wanted)
-        target = next(remaining, None)
-        for number, indices in enumerate(self._batches):
-            if target is None:
-                return
-            if number == target:
-                yield indices
-                target = next(remaining, None)
-
-
 def _slice(loader: DataLoader[Any], wanted: Sequence[int]) -> DataLoader[Any]:
-    workers = min(loader.num_workers, len(wanted))
+    workers, numbers = min(loader.num_workers, len(wanted)), set(wanted)
     options: dict[str, Any] = {}
     if workers:
         options = {
@@ -224,7 +212,7 @@ def _slice(loader: DataLoader[Any], wanted: Sequence[int]) -> DataLoader[Any]:
     assert loader.batch_sampler is not None
     return DataLoader(
         loader.dataset,
-        batch_sampler=_SomeBatches(loader.batch_sampler, wanted),  # type: ignore[arg-type]
+        batch_sampler=[indices for i, indices in enumerate(loader.batch_sampler) if i in numbers],
         num_workers=workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,

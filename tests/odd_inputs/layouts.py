@@ -32,8 +32,8 @@ def features(model: nn.Module, layer: str, *args: Any, forward: Any = None, **op
     """One layer's reduced features of a training forward."""
     with ProbeSet(model, layer, CLASSES, **options) as probes:
         model.train()(*args, **(forward or {}))
-        if probes._taps.error is not None:
-            raise probes._taps.error
+        if probes._reader._taps.error is not None:
+            raise probes._reader._taps.error
         batch = probes._reader.features
         assert batch is not None
         probes.step(torch.zeros(len(batch[layer][0]), dtype=torch.long))

@@ -357,8 +357,8 @@ def test_layouts_of_whole_networks(name: str, share: float) -> None:
 def read(model: nn.Module, layer: str, x: Any, **options: Any) -> torch.Tensor:
     with ProbeSet(model, layer, CLASSES, **options) as probes:
         model.train()(x)
-        if probes._taps.error is not None:
-            raise probes._taps.error
+        if probes._reader._taps.error is not None:
+            raise probes._reader._taps.error
         assert probes._reader.features is not None
         return probes._reader.features[layer][0]
 

@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from probes import Estimate, FeatureStore, ProbeError, ProbeSet, Subset
 from probes.features.random_features import random_subset
 from probes.store.columns import Column
-from probes.store.one_pass import Pass
 from probes.store.source import _slice
 from probes.store.writer import Progress, Writer
 from thermoscope.files import readable_errors
@@ -234,14 +233,14 @@ def test_sequences_of_other_lengths(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layers", ["auto", ["relu*", nn.Conv2d], [lambda point: point.type == "Conv2d"]])
-def test_the_same_request_again_runs_four_batches(tmp_path: Path, layers: Any) -> None:
+def test_the_same_request_again_runs_three_batches(tmp_path: Path, layers: Any) -> None:
     model = convnet()
     first = extract(tmp_path, model, layers=layers)
     before, calls = contents(tmp_path), counting_calls(model)
     again = extract(tmp_path, model, layers=layers)
     assert (again.layers, again.reductions) == (first.layers, first.reductions)
     assert contents(tmp_path) == before
-    assert calls[""] == 4, "the first batch to see what is meant, and three to see that nothing has changed"
+    assert calls[""] == 3, "the first batch to see what is meant, two more to see what has changed"
 
 
 def test_more_layers_are_added(tmp_path: Path) -> None:
@@ -250,7 +249,7 @@ def test_more_layers_are_added(tmp_path: Path) -> None:
     old, calls = contents(tmp_path), counting_calls(model)
     more = extract(tmp_path, model, layers=["add", "relu", "conv*"])
     assert more.layers == ("conv1", "relu", "conv2", "add")
-    assert calls["fc"] == 2, "the forward did not stop: it runs whole to find layers and their order"
+    assert calls["fc"] == 1, "the forward did not stop: it runs whole once, to find layers and their order"
     opened = FeatureStore.open(tmp_path / "store")
     assert opened.layers == ("conv1", "relu", "conv2", "add", "fc")
     assert {name: contents(tmp_path)[name] for name in old if name.endswith(".npy")} == {
@@ -399,7 +398,7 @@ def test_what_it_will_do_is_reported_first(tmp_path: Path) -> None:
 
 def test_timing_the_estimate_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     extract(tmp_path / "1")
-    monkeypatch.setattr("probes.store.one_pass._MANY", 1)
+    monkeypatch.setattr("probes.store.extraction._MANY", 1)
     model = convnet()
     calls = counting_calls(model)
     extract(tmp_path / "2", model)
@@ -411,16 +410,8 @@ def test_timing_the_estimate_changes_nothing(tmp_path: Path, monkeypatch: pytest
 def test_the_estimate_is_of_what_is_left_and_of_all_processes(workers: int, seconds: float) -> None:
     """A batch takes half a second to compute and three to load, here or in other processes."""
     columns = [Column(Path("x.npy"), "float32", 26, (10,)), Column(Path("y.npy"), "int64", 26, ())]
-    source = SimpleNamespace(sizes=np.array([8, 8, 8, 2]), workers=workers)
-    first = SimpleNamespace(seconds=0.5, opening=SimpleNamespace(seconds=3.0))
-    one: Any = Pass(
-        SimpleNamespace(columns=lambda _: columns),  # type: ignore[arg-type]
-        Path(),
-        source,  # type: ignore[arg-type]
-        None,  # type: ignore[arg-type]
-        first,  # type: ignore[arg-type]
-    )
-    estimate = one.estimate(np.array([0, 2, 3]), 2)
+    source: Any = SimpleNamespace(sizes=np.array([8, 8, 8, 2]), workers=workers, loading=3.0)
+    estimate = Estimate.of(columns, source, np.array([0, 2, 3]), 0.5, 2, Path())
     assert (estimate.rows, estimate.bytes) == (18, 18 * 48)
     assert estimate.free == pytest.approx(shutil.disk_usage(".").free, rel=0.1)
     assert estimate.seconds == pytest.approx(3 * seconds / 2)
