@@ -239,8 +239,7 @@ class Extraction:
         done = np.setdiff1d(np.arange(job.batches), todo).tolist()
         if not done:
             return
-        data = Data(job.rows, job.labels, job.holdings, {})
-        stored = Stored(data.columns(self._store)[0].raw(), "inputs", self._store)
+        stored = Stored(job.data.columns(self._store)[0].raw(), "inputs", self._store)
         if 0 in done:
             stored.compare(0, first.batch.inputs)
             for layer in job.layers:

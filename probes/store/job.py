@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thermoscope.errors import ProbeError
-from thermoscope.files import drop_partial_files, readable_errors
+from thermoscope.files import drop_partial_files, locked, readable_errors
 
 from .columns import Column, Digest, hexadecimal
 from .contents import Data, Manifest, Settings, checkpoint_folder, checkpoints, layer_column
@@ -69,9 +69,14 @@ class Job:
         content["labels"] = {n: (dtype, tuple(shape)) for n, (dtype, shape) in content["labels"].items()}
         return Job(**content)
 
+    @property
+    def data(self) -> Data:
+        """The data as they will be on record, but for their digests."""
+        return Data(self.rows, self.labels, self.holdings, {})
+
     def columns(self, store: Path) -> list[Column]:
         """What is written: the data's own columns, if they are, and the layers."""
-        data = Data(self.rows, self.labels, self.holdings, {}).columns(store) if self.with_data else []
+        data = self.data.columns(store) if self.with_data else []
         folder = checkpoint_folder(store, self.model)
         return data + [layer_column(folder, layer, self.settings, self.rows) for layer in self.layers]
 
@@ -134,9 +139,8 @@ class Job:
                 whole = hexadecimal(sum(int(words[i]) for words in done.values()))
                 digests[str(column.path)] = Digest(whole, column.sample())
             if self.with_data:
-                data = Data(self.rows, self.labels, self.holdings, {})
-                own = {c.path.name: digests[str(c.path)] for c in data.columns(store)}
-                replace(data, digests=own).write(store)
+                own = {c.path.name: digests[str(c.path)] for c in self.data.columns(store)}
+                replace(self.data, digests=own).write(store)
             self._merged(store, digests).write(store)
             self._clean(store)
 
@@ -207,14 +211,12 @@ class Lock:
         Raises:
             ProbeError: if another process has it.
         """
-        import fcntl  # not on every system, where all but extracting is to work
-
         with readable_errors(self._store, ProbeError):
             self._store.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self._store, os.O_RDONLY)
-        with suppress(OSError):  # some network file systems have no locks
+        with suppress(OSError):  # some network file systems lock no folder that was opened for reading
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locked(self._file, wait=False)
             except BlockingIOError as error:
                 raise ProbeError(
                     f"another process is extracting to {self._store}; wait for its end, or choose another "

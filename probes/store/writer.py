@@ -8,10 +8,10 @@ with a valid record is there. Processes write records of different batches and n
 from __future__ import annotations
 
 import os
-import queue
-import threading
 import time
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -110,7 +110,6 @@ class Stored:
 
 
 Block: TypeAlias = "npt.NDArray[Any] | torch.Tensor"
-Part: TypeAlias = "tuple[int, int, list[Block], torch.cuda.Event | None]"
 
 
 class Writer:
@@ -132,24 +131,26 @@ class Writer:
         progress: Progress,
     ):
         self._columns, self._layers, self._stored, self._progress = columns, layers, stored, progress
-        self._queue: queue.Queue[Part | None] = queue.Queue(_WAITING)
-        self._error: BaseException | None = None
+        self._thread = ThreadPoolExecutor(1)
+        self._waiting: deque[Future[None]] = deque()
         self._unnoted: dict[int, Digests] = {}
         self._due = time.monotonic() + _INTERVAL
-        self._thread = threading.Thread(target=self._work, daemon=True)
 
     def __enter__(self) -> Writer:
         self._files = [os.open(column.path, os.O_RDWR) for column in self._columns]
-        self._thread.start()
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        self._queue.put(None)
-        self._thread.join()
+        self._waiting.append(self._thread.submit(self._note))
+        self._thread.shutdown()
         for file in self._files:
             os.close(file)
-        if self._error is not None and kind is None:
-            raise self._error
+        if kind is None:
+            self._wait_for_all_but(0)
+
+    def _wait_for_all_but(self, count: int) -> None:
+        while len(self._waiting) > count:
+            self._waiting.popleft().result()
 
     def put(self, number: int, first: int, data: Sequence[Block], layers: Sequence[Block]) -> None:
         """Write batch `number`, whose first row is row `first`, or compare its data with what is stored.
@@ -157,29 +158,12 @@ class Writer:
         Raises:
             ProbeError: if an earlier batch could not be written, or must not.
         """
-        if self._error is not None:
-            raise self._error
+        self._wait_for_all_but(_WAITING)
         blocks = [*data, *layers]
         on_host = [_to_host(block) for block in blocks]
         device = next((b.device for b in blocks if isinstance(b, torch.Tensor) and b.is_cuda), None)
         copied = None if device is None else torch.cuda.current_stream(device).record_event()
-        self._queue.put((number, first, on_host, copied))
-
-    def _work(self) -> None:
-        while (part := self._queue.get()) is not None:
-            if self._error is None:
-                self._attempt(part)
-        self._attempt(None)
-
-    def _attempt(self, part: Part | None) -> None:
-        """Write a part, and note what is done if it is time or there is none."""
-        try:
-            if part is not None:
-                self._write(*part)
-            if part is None or time.monotonic() >= self._due:
-                self._note()
-        except BaseException as error:
-            self._error = self._error or error
+        self._waiting.append(self._thread.submit(self._write, number, first, on_host, copied))
 
     def _write(self, number: int, first: int, blocks: list[Block], copied: torch.cuda.Event | None) -> None:
         if copied is not None:
@@ -195,16 +179,18 @@ class Writer:
                 column.write(file, first, arrays[i])
             digests[i] = array_digest(arrays[i], np.arange(first, first + len(arrays[i])))
         self._unnoted[number] = digests
+        if time.monotonic() >= self._due:
+            self._note()
 
     def _note(self) -> None:
-        if not self._unnoted:
+        done, self._unnoted = self._unnoted, {}  # for good: what one fsync has lost, the next does not report
+        if not done:
             return
         begin = time.monotonic()
         with readable_errors(self._progress.path, ProbeError):
             for file in self._files:
                 os.fsync(file)
-            self._progress.note(self._unnoted)
-        self._unnoted = {}
+            self._progress.note(done)
         end = time.monotonic()
         self._due = end + max(_INTERVAL, _PATIENCE * (end - begin))
 

@@ -676,14 +676,13 @@ def test_progress_is_noted_after_an_interval_or_ten_times_what_that_takes(
         [(101.9, []), (102.0, [2]), (107.4, [2]), (107.5, [2, 2]), (112.9, [2, 2])]
     ):
         now = seconds
-        writer._attempt((number, number, [np.ones((1, 1), np.float32)], None))
+        writer._write(number, number, [np.ones((1, 1), np.float32)], None)
         assert noted == expected, seconds
-    writer._attempt(None)
+    writer._note()
     assert noted == [2, 2, 1], "at the end, what is left"
-    writer._attempt(None)
+    writer._note()
     assert noted == [2, 2, 1], "and no more"
     os.close(writer._files[0])
-    assert writer._error is None
 
 
 @pytest.mark.parametrize(
