@@ -70,7 +70,7 @@ def changed(**attributes: Any) -> Net:
     return model
 
 
-def ablated(layer: str, unit: int) -> Net:
+def ablated(layer: str, unit: int | slice) -> Net:
     model = net()
 
     def ablate(_: Any, __: Any, out: torch.Tensor) -> torch.Tensor:
@@ -129,6 +129,25 @@ def test_another_computation_is_refused(tmp_path: Path, change: str, layers: lis
     extract(tmp_path)
     with pytest.raises(ProbeError, match=r"gives other features of layer '(first|output)' than are"):
         extract(tmp_path, layers=layers, **COMPUTATIONS[change]())
+
+
+def test_layers_that_nobody_asks_for_are_compared_as_they_were_reduced(tmp_path: Path) -> None:
+    extract(tmp_path, layers=["first"], reduce="subset:3", seed=1)
+    options: dict[str, Any] = {
+        "layers": ["norm", "output"],
+        "exclude": "first",
+        "reduce": "flatten",
+        "seed": 1,
+    }
+    with pytest.raises(ProbeError, match=r"gives other features of layer 'first' than are"):
+        extract(tmp_path, ablated("first", slice(None)), **options)
+    assert extract(tmp_path, **options).layers == ("norm", "output")
+    opened = FeatureStore.open(tmp_path / "store")
+    assert [(layer, opened[layer].shape[1]) for layer in opened.layers] == [
+        ("first", 3),
+        ("norm", 8),
+        ("output", CLASSES),
+    ]
 
 
 @pytest.mark.parametrize("change", COMPUTATIONS)
