@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import errno
 import random
 import subprocess
@@ -37,21 +36,6 @@ def python(code: str, *words: str) -> list[str]:
 
 
 # -- what is imported -------------------------------------------------------------------------------
-
-
-def test_the_leaf_needs_only_torch_and_numpy() -> None:
-    for file in sorted((ROOT / "thermoscope").glob("*.py")):
-        allowed = {"torch", "numpy", *(["analysis"] if file.name == "command.py" else [])}
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.level == 0:
-                names = [node.module or ""]
-            else:
-                continue
-            for name in names:
-                top = name.partition(".")[0]
-                assert top in allowed or top in sys.stdlib_module_names, f"{file.name}: {name}"
 
 
 @pytest.mark.parametrize(

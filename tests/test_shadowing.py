@@ -55,7 +55,8 @@ def test_a_folder_that_is_no_package_is_not_in_the_way(tmp_path: Path) -> None:
 def test_a_users_model_may_stand_beside_files_of_these_names(tmp_path: Path) -> None:
     """The folder is searched for the model only after thermoscope's own packages are there."""
     (tmp_path / "mine.py").write_text("from torch import nn\ndef build(): return nn.Linear(4, 2)\n")
-    (tmp_path / "hessian.py").write_text("mine = True\n")
+    for name in ("hessian.py", "probes.py"):
+        (tmp_path / name).write_text("mine = True\n")
     code = (
         "import sys; sys.path.remove('');"
         "from thermoscope.command import main;"

@@ -94,7 +94,14 @@ _FAMILIES: dict[type[Any], Family[Any]] = {}
 
 
 def register(family: Family[R]) -> Family[R]:
-    """Let runs take results of a family; of two for one type, the last is taken."""
+    """Let runs take results of a family; of two for one type, the last is taken.
+
+    Raises:
+        AnalysisError: for a type that is called like another, since lines are told apart by that name.
+    """
+    name = family.kind.__name__
+    if name == "scalars" or any(name == k.__name__ and k is not family.kind for k in _FAMILIES):
+        raise AnalysisError(f"there are results called {name} already; give your type another name.")
     _FAMILIES[family.kind] = family
     return family
 

@@ -37,6 +37,8 @@ from .tensorboard import Events
 
 __all__ = ["Run", "versions"]
 
+_OF_EVERY_LINE = {"step", "kind", "name"}
+
 
 class Run(RunRecords):
     """One run's directory, made if it is not there.
@@ -104,6 +106,11 @@ class Run(RunRecords):
         kind = type(result)
         at: Occasion[Any] = Occasion(self.path, step, name, lambda: self.results(kind))
         content = family.line(result, at, **options)
+        for taken in _OF_EVERY_LINE & set(content):
+            raise AnalysisError(
+                f"a {kind.__name__} has a field {taken!r}, which is the name of what every line has; "
+                "rename it, or let its family's line call it otherwise."
+            )
         line = {"step": step, "kind": kind.__name__, **({"name": name} if name else {}), **content}
         append_line(self._results, json.dumps(line, default=np.ndarray.tolist), AnalysisError)
         self.events.add_scalars(family.scalars(result, name), step)
@@ -119,7 +126,7 @@ class Run(RunRecords):
         """
         step, plain = _whole(step), {}
         for tag, value in scalars.items():
-            if tag in ("step", "kind"):
+            if tag in _OF_EVERY_LINE - {"name"}:
                 raise AnalysisError(f"{tag!r} is the name of what every line has; choose another.")
             try:
                 plain[str(tag)] = value if type(value) is int else float(value)

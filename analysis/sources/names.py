@@ -32,7 +32,9 @@ def call(module_name: str, function_name: str, **arguments: Any) -> Any:
 
 def function_of(module_name: str, function_name: str) -> Callable[..., Any]:
     """A function of the user's, whose module may stand in the working directory."""
-    import hessian  # noqa: F401  # before a file of this name in the working directory is found first
+    # Before files of these names in the working directory are found first.
+    import hessian  # noqa: F401
+    import probes  # noqa: F401
 
     if os.getcwd() not in sys.path:  # `my_models.py` stands where the command is typed
         sys.path.insert(0, os.getcwd())

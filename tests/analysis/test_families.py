@@ -163,6 +163,27 @@ def test_an_unknown_type_is_one_sentence(tmp_path: Path) -> None:
         list(Run(tmp_path).results(Temperature))
 
 
+def test_a_type_that_is_called_like_another_is_refused() -> None:
+    """Lines are told apart by that name: its results would have been read as the other's."""
+
+    class Theirs(Family[Any]):
+        kind = type("Density", (), {})
+
+    with pytest.raises(AnalysisError, match="there are results called Density already"):
+        register(Theirs())
+
+
+@pytest.mark.usefixtures("temperatures")
+@pytest.mark.parametrize("field", ["step", "kind", "name"])
+def test_a_field_does_not_take_the_place_of_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    monkeypatch.setattr(Temperatures, "line", lambda *_: {field: 7})
+    with Run(tmp_path) as run, pytest.raises(AnalysisError, match=f"a Temperature has a field '{field}'"):
+        run.log(Temperature(("fc",), np.zeros(1)), 5)
+    assert not (tmp_path / "results.jsonl").exists()
+
+
 def test_a_line_of_another_version_is_named(tmp_path: Path) -> None:
     with Run(tmp_path) as run:
         run.log(DENSITY, 4)
